@@ -1,0 +1,39 @@
+// pvq._core: what is not a tensor operator. Exact counts, tables, build information.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cpu/isa.h"
+#include "cuda/cuda.h"
+
+namespace py = pybind11;
+
+namespace {
+
+std::vector<std::string> supported_instruction_sets() {
+  std::vector<std::string> names;
+  for (auto isa : {pvq::Isa::kPortable, pvq::Isa::kAvx2, pvq::Isa::kAvx512, pvq::Isa::kAmx})
+    if (pvq::isa_supported(isa)) names.emplace_back(pvq::isa_name(isa));
+  return names;
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = PVQ_VERSION;
+  info["cxx_compiler"] = PVQ_CXX_COMPILER;
+  info["torch_headers"] = PVQ_TORCH_BUILD_VERSION;
+  info["torch_abi"] = "stable, 2.10 and newer";
+  info["cuda"] = pvq::built_with_cuda();
+  info["cuda_compiler"] = PVQ_CUDA_COMPILER;
+  info["cuda_architectures"] = PVQ_CUDA_ARCHITECTURES;
+  info["cuda_devices"] = pvq::cuda_device_count();
+  info["cpu_instruction_set"] = pvq::isa_name(pvq::cpu_isa());
+  info["cpu_instruction_sets"] = supported_instruction_sets();
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  m.doc() = "Exact pyramid counts, gain codebooks and build information.";
+  m.def("build_info", &build_info, "What was built and what this machine offers, as a dict.");
+}

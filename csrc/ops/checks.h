@@ -1,0 +1,88 @@
+// Checks of operator arguments: each message names the argument, what it is and what was expected.
+#pragma once
+
+#include <initializer_list>
+#include <string>
+
+#include "ops/ops.h"
+
+namespace pvq::ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline const char* dtype_name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Short:
+      return "int16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Bool:
+      return "bool";
+    default:
+      return "another dtype";
+  }
+}
+
+inline std::string shape_name(const Tensor& t) {
+  std::string s = "[";
+  for (int64_t i = 0; i < t.dim(); ++i) s += (i ? ", " : "") + std::to_string(t.size(i));
+  return s + "]";
+}
+
+inline void check_dtype(const char* op, const char* name, const Tensor& t,
+                        std::initializer_list<ScalarType> allowed) {
+  std::string expected;
+  for (ScalarType dtype : allowed) {
+    if (t.scalar_type() == dtype) return;
+    expected += (expected.empty() ? "" : " or ") + std::string(dtype_name(dtype));
+  }
+  STD_TORCH_CHECK(false, "pvq::", op, ": ", name, " has dtype ", dtype_name(t.scalar_type()),
+                  ", expected ", expected);
+}
+
+inline void check_rank(const char* op, const char* name, const Tensor& t, int64_t rank) {
+  STD_TORCH_CHECK(t.dim() == rank, "pvq::", op, ": ", name, " has shape ", shape_name(t),
+                  ", expected ", rank, " dimension", rank == 1 ? "" : "s");
+}
+
+inline void check_shape(const char* op, const char* name, const Tensor& t,
+                        std::initializer_list<int64_t> shape) {
+  bool equal = t.dim() == static_cast<int64_t>(shape.size());
+  int64_t i = 0;
+  std::string expected = "[";
+  for (int64_t size : shape) {
+    equal = equal && t.size(i) == size;
+    expected += (i++ ? ", " : "") + std::to_string(size);
+  }
+  STD_TORCH_CHECK(equal, "pvq::", op, ": ", name, " has shape ", shape_name(t), ", expected ",
+                  expected, "]");
+}
+
+inline void check_same_device(const char* op, const char* name, const Tensor& t,
+                              const char* other_name, const Tensor& other) {
+  STD_TORCH_CHECK(t.device() == other.device(), "pvq::", op, ": ", name, " and ", other_name,
+                  " are on different devices; move them to the same one");
+}
+
+inline void check_range(const char* op, const char* name, int64_t value, int64_t low,
+                        int64_t high) {
+  STD_TORCH_CHECK(value >= low && value <= high, "pvq::", op, ": ", name, " is ", value,
+                  ", expected ", low, " to ", high);
+}
+
+}  // namespace pvq::ops

@@ -1,0 +1,42 @@
+// The operators' schemas and the module's entry point: importing pvq._C registers torch.ops.pvq.*.
+// The implementations stand in the file of their own name in this folder.
+//
+// `code` below is (Tensor index, Tensor gain, Tensor row_scale, int dim, int pulses, int gain_bits,
+// str gain_law): the stored form of a matrix and the numbers that say how to read it.
+#include <Python.h>
+
+#include "ops/checks.h"
+
+STABLE_TORCH_LIBRARY(pvq, m) {
+  m.def("nearest(Tensor x, int pulses, int quality=1) -> Tensor");
+  m.def("encode(Tensor y, int pulses) -> Tensor");
+  m.def("decode(Tensor index, int dim, int pulses, int groups) -> Tensor");
+  m.def(
+      "quantize(Tensor w, int dim, int pulses, int gain_bits, str gain_law, int quality=1)"
+      " -> (Tensor index, Tensor gain, Tensor row_scale)");
+  m.def(
+      "dequantize(Tensor index, Tensor gain, Tensor row_scale, int dim, int pulses, int gain_bits,"
+      " str gain_law, int cols, ScalarType dtype, int block=0, int seed=0) -> Tensor");
+  m.def("hadamard(Tensor x, int block, int? seed=None, bool inverse=False) -> Tensor");
+  m.def("hadamard_(Tensor(a!) x, int block, int? seed=None, bool inverse=False) -> ()");
+  m.def(
+      "matmul(Tensor x, Tensor index, Tensor gain, Tensor row_scale, int dim, int pulses,"
+      " int gain_bits, str gain_law, int block=0, int seed=0) -> Tensor");
+  m.def(
+      "matmul_transposed(Tensor g, Tensor index, Tensor gain, Tensor row_scale, int dim,"
+      " int pulses, int gain_bits, str gain_law, int cols, int block=0, int seed=0) -> Tensor");
+  m.def(
+      "to_planes(Tensor index, Tensor gain, Tensor row_scale, int dim, int pulses, int gain_bits,"
+      " str gain_law, int cols) -> (Tensor planes, Tensor scale, Tensor outlier_start,"
+      " Tensor outlier_column, Tensor outlier_value)");
+  m.def(
+      "matmul_planes(Tensor x, Tensor planes, Tensor scale, Tensor outlier_start,"
+      " Tensor outlier_column, Tensor outlier_value, int rows, int dim, int block=0, int seed=0)"
+      " -> Tensor");
+}
+
+extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, 0, nullptr, nullptr,
+                                   nullptr, nullptr, nullptr};
+  return PyModule_Create(&definition);
+}
