@@ -1,0 +1,31 @@
+// The stored form of a weight matrix as the CPU kernels see it, and its decoding group by group.
+//
+// Row r, group g decodes to  row_scale[r] * level[gain code] * y / ||y||  with y a point of
+// P(dim, pulses), or to zero where the index names the zero group.
+#pragma once
+
+#include <cstdint>
+
+namespace pvq {
+
+class Pyramid;
+
+struct CodeView {
+  const uint8_t* index;       // [rows, index_stride] bit streams of index_bits fields
+  int64_t index_stride;       // bytes
+  const uint8_t* gain;        // [rows, gain_stride] bit streams of gain_bits fields
+  int64_t gain_stride;        // bytes
+  const uint16_t* row_scale;  // [rows] bfloat16 bits
+  const float* levels;        // [2^gain_bits]
+  const Pyramid* pyramid;
+  int64_t rows, cols;  // cols is a multiple of dim
+  int dim, pulses, gain_bits;
+};
+
+// Decodes groups [begin, end) of a row into y [(end - begin) * dim] and
+// scale [end - begin] = row_scale * level / ||y||, zero for a zero group (whose y is zero too).
+// False if an index names no point; what was written is then meaningless.
+bool decode_groups(const CodeView& code, int64_t row, int64_t begin, int64_t end, int16_t* y,
+                   float* scale);
+
+}  // namespace pvq
