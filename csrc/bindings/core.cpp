@@ -7,6 +7,8 @@
 
 namespace py = pybind11;
 
+void bind_hadamard(py::module_& m);  // hadamard.cpp
+
 namespace {
 
 std::vector<std::string> supported_instruction_sets() {
@@ -36,4 +38,5 @@ py::dict build_info() {
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Exact pyramid counts, gain codebooks and build information.";
   m.def("build_info", &build_info, "What was built and what this machine offers, as a dict.");
+  bind_hadamard(m);
 }
