@@ -80,7 +80,7 @@ def _read_header(file: Path) -> dict[str, Entry]:
 def checksum(tensor: torch.Tensor) -> int:
     """CRC-32 of the bytes that safetensors writes for ``tensor``."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return zlib.crc32(memoryview(flat.view(torch.uint8).numpy()))
+    return zlib.crc32(flat.view(torch.uint8).numpy().data)
 
 
 def checksum_metadata(state: Mapping[str, torch.Tensor]) -> dict[str, str]:
