@@ -9,7 +9,7 @@ Importing pvq registers ``torch.ops.pvq.*`` and lets transformers read pvq check
 
 import torch  # noqa: F401  libtorch must be loaded before _C resolves its symbols
 
-from pvq import _C, _core  # noqa: F401  registers torch.ops.pvq
+from pvq import _C, _core, ops  # noqa: F401  registers torch.ops.pvq and its Python rules
 from pvq._core import build_info, count
 from pvq.checkpoint import save_checkpoint
 from pvq.config import PVQConfig

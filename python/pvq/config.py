@@ -13,7 +13,7 @@ from typing import Any
 
 from pvq import _core
 from pvq.codes.pyramid import GAIN_LAWS, PyramidCode
-from pvq.rotation import default_block
+from pvq.rotation import default_block, supported_block
 
 # Of the stored form: raise it when an older pvq would decode a newer file wrongly.
 FORMAT_VERSION = 1
@@ -21,6 +21,7 @@ FORMAT_VERSION = 1
 MAX_DIM = 256
 MAX_PULSES = 4096
 MAX_GAIN_BITS = 8
+MAX_BLOCK = 1 << 16
 MAX_QUALITY = 2
 ROTATIONS = ("hadamard", "none")
 
@@ -102,7 +103,12 @@ class PVQConfig:
         _check_int("seed", seed, 0, 2**63 - 1)
         _check_int("quality", quality, 0, MAX_QUALITY)
         if block is not None:
-            _check_int("block", block, 1, 2**30)
+            _check_int("block", block, 1, MAX_BLOCK)
+            if not supported_block(block):
+                raise ValueError(
+                    f"block={block} has no Hadamard matrix here: leave block out, or pass a power "
+                    "of two or m * 2**k with m = 12, 20, 28, 36, ..."
+                )
             if rotation == "none":
                 raise ValueError(f"block={block} has no meaning with rotation='none': leave it out")
         for name, value in (
