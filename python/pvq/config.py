@@ -144,10 +144,10 @@ class PVQConfig:
                 f"{cols} columns are not a multiple of dim={self.dim}, and pvq never pads: "
                 f"{_dividing_dims(cols, self.dim)}leave this layer dense"
             )
-        if self.rotation == "none" or cols == 0:
+        if self.rotation == "none":
             return self
         if self.block is None:
-            return self.replace(block=default_block(cols))
+            return self.replace(block=default_block(cols) if cols else 1)
         if cols % self.block:
             raise ValueError(
                 f"{cols} columns are not a multiple of block={self.block}: leave block out (it is "
