@@ -10,7 +10,7 @@ from pvq.codes import Stored
 from pvq.config import PVQConfig
 from pvq.tensor import SLAB_WEIGHTS, PVQTensor
 
-TENSORS = ("planes", "scale", "outlier_start", "outlier_column", "outlier_value")
+TENSORS = ("planes", "scale", "outlier_start", "outlier_place", "outlier_value")
 _PANEL_ROWS = 16
 # An outlier is scale * excess. Below this it may be denormal, and the excess not recoverable.
 _SMALLEST_OUTLIER = 2.0**-100
@@ -62,10 +62,12 @@ def _integers(planes: Stored, begin: int, end: int, cols: int, dim: int) -> torc
     y = packed.to(torch.int16).transpose(1, 2).reshape(-1, cols)[: end - begin]
     scale = planes["scale"][panels].transpose(1, 2).flatten(0, 1)[: end - begin]
 
-    start = planes["outlier_start"][begin : end + 1].long()
+    # An outlier's place is 16 * column + row within its panel.
+    start = planes["outlier_start"][panels.start : panels.stop + 1].long()
     outliers = slice(int(start[0]), int(start[-1]))
-    column = planes["outlier_column"][outliers].long()
-    row = torch.arange(end - begin, device=y.device).repeat_interleave(start.diff())
+    place = planes["outlier_place"][outliers].long()
+    panel = torch.arange(len(start) - 1, device=y.device).repeat_interleave(start.diff())
+    column, row = place // _PANEL_ROWS, panel * _PANEL_ROWS + place % _PANEL_ROWS
     excess = planes["outlier_value"][outliers] / scale[row, column // dim]
     y = y.contiguous()
     y[row, column] += excess.round().to(torch.int16)

@@ -17,6 +17,7 @@ import torch
 
 from pvq import _core
 from pvq.codes import Stored
+from pvq.ops.code import packed_bytes
 
 GAIN_LAWS = ("lloyd", "beta")
 TENSORS = ("index", "gain", "row_scale")
@@ -41,8 +42,8 @@ class PyramidCode:
         """Shape and dtype of each stored tensor of a [rows, cols] matrix."""
         groups = cols // self.dim
         return {
-            "index": ((rows, (groups * self.index_bits + 7) // 8), torch.uint8),
-            "gain": ((rows, (groups * self.gain_bits + 7) // 8), torch.uint8),
+            "index": ((rows, packed_bytes(groups, self.index_bits)), torch.uint8),
+            "gain": ((rows, packed_bytes(groups, self.gain_bits)), torch.uint8),
             "row_scale": ((rows,), torch.bfloat16),
         }
 
