@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from conftest import DATA, TINY
+
 from pvq.cli import main
 
 

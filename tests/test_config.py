@@ -86,7 +86,9 @@ def test_config_refuses_types(arguments):
 def test_out_of_reach_names_a_range_that_is_reachable():
     with pytest.raises(ValueError) as error:
         PVQConfig(bits=100)
-    low, high = (float(x) for x in str(error.value).split("choose from ")[1].split(",")[0].split(" to "))
+    low, high = (
+        float(x) for x in str(error.value).split("choose from ")[1].split(",")[0].split(" to ")
+    )
     assert PVQConfig(bits=low).pulses == 1
     assert PVQConfig(bits=math.floor(high * 16) / 16).pulses > 4000
 

@@ -1,4 +1,4 @@
-"""Bad input of every kind gives one clear error; what each module refuses besides is in its tests."""
+"""Bad input of every kind gives one clear error; more is in the tests of each module."""
 
 import pytest
 import torch
@@ -32,11 +32,13 @@ def test_weights_of_the_wrong_kind(weight, error, text):
 def test_values_that_are_not_finite_are_located(value):
     w = W.clone()
     w[6, 33] = value
-    with pytest.raises(ValueError, match=rf"NaN or infinite values \(the first at \[6, 33\] is {value}"):
+    with pytest.raises(
+        ValueError, match=rf"NaN or infinite values \(the first at \[6, 33\] is {value}"
+    ):
         quantize_tensor(w, PVQConfig())
     model = nn.ModuleDict({"good": nn.Linear(64, 8), "bad": nn.Linear(64, 8)})
     model["bad"].weight.data = w
-    with pytest.raises(ValueError, match="1 layer cannot be quantized.*: bad has NaN or infinite"):
+    with pytest.raises(ValueError, match=r"1 layer cannot be quantized.*: bad has NaN or infinite"):
         quantize_model(model, progress=False)
 
 
@@ -104,6 +106,9 @@ def test_extreme_scales_survive():
         half = (W * scale).half()
         assert torch.isfinite(half).all()
         assert torch.isfinite(quantize_tensor(half, PVQConfig()).dequantize()).all()
-    assert quantize_tensor((W * 6e4 / W.abs().max()).half(), PVQConfig()).relative_error(
-        (W * 6e4 / W.abs().max()).half()
-    ) < 0.03
+    assert (
+        quantize_tensor((W * 6e4 / W.abs().max()).half(), PVQConfig()).relative_error(
+            (W * 6e4 / W.abs().max()).half()
+        )
+        < 0.03
+    )

@@ -2,10 +2,10 @@ import math
 
 import pytest
 import torch
+from conftest import TINY
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 import pvq
-from conftest import TINY
 from pvq.evaluate import evaluate, tokenize
 
 
@@ -71,7 +71,9 @@ def test_default_window_is_the_context(small_llama, ids):
 
 def test_evaluate_says_what_is_wrong(small_llama, ids):
     model = small_llama()
-    with pytest.raises(ValueError, match=r"text has 30 tokens, less than one window of 40.*window=30"):
+    with pytest.raises(
+        ValueError, match=r"text has 30 tokens, less than one window of 40.*window=30"
+    ):
         evaluate(model, ids[:30], window=40)
     with pytest.raises(ValueError, match="window is 65, expected 2 to the model's context of 64"):
         evaluate(model, ids, window=65)

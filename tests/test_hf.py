@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,7 +13,6 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.quantizers import auto
 
 import pvq
-from conftest import TINY
 from pvq import PVQConfig, PVQEmbedding, PVQLinear, hf
 from pvq.embedding import PVQTiedHead
 
@@ -68,7 +68,9 @@ def test_loaded_model_is_the_saved_model(small_llama, tmp_path):
         assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected)
     finally:
         hf.layout_when_loaded.reset(token)
-    assert torch.allclose(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected, atol=1e-5)
+    assert torch.allclose(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected, atol=1e-5
+    )
 
 
 def test_the_config_determines_every_shape(small_llama, tmp_path):
@@ -138,7 +140,11 @@ def test_quantized_embeddings_and_head_of_their_own(small_llama, tmp_path):
 
 
 def test_no_dense_copy_is_made_while_loading(small_llama, tmp_path, monkeypatch):
-    shapes = {tuple(m.weight.shape) for m in small_llama().model.layers[0].mlp.children() if hasattr(m, "weight")}
+    shapes = {
+        tuple(m.weight.shape)
+        for m in small_llama().model.layers[0].mlp.children()
+        if hasattr(m, "weight")
+    }
     quantized(small_llama()).save_pretrained(tmp_path)
     monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # threads would escape the mode
     made = []
@@ -147,7 +153,11 @@ def test_no_dense_copy_is_made_while_loading(small_llama, tmp_path, monkeypatch)
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             result = func(*args, **(kwargs or {}))
             for t in result if isinstance(result, tuple | list) else [result]:
-                if isinstance(t, torch.Tensor) and t.is_floating_point() and t.device.type != "meta":
+                if (
+                    isinstance(t, torch.Tensor)
+                    and t.is_floating_point()
+                    and t.device.type != "meta"
+                ):
                     made.append(tuple(t.shape))
             return result
 
@@ -212,10 +222,12 @@ def test_report_and_card_lie_beside_the_weights(quantized_tiny):
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert "import pvq" in card
     assert str(TINY) not in card
-    assert (quantized_tiny / "tokenizer.json").read_bytes() == (TINY / "tokenizer.json").read_bytes()
+    assert (quantized_tiny / "tokenizer.json").read_bytes() == (
+        TINY / "tokenizer.json"
+    ).read_bytes()
 
 
-# --- checkpoints that are not what they say ---------------------------------------------------------
+# --- checkpoints that are not what they say -------------------------------------------------------
 
 
 @pytest.fixture
@@ -271,9 +283,15 @@ def test_tensors_that_do_not_match_the_config(checkpoint, change, text):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda q: q["layers"].pop(NAME), "does not match its config.json: missing layers.0.mlp.up"),
+        (
+            lambda q: q["layers"].pop(NAME),
+            "does not match its config.json: missing layers.0.mlp.up",
+        ),
         (lambda q: q["default"].update(pulses=40), r"index is U8 \[\d+, \d+\], expected U8"),
-        (lambda q: q["layers"].update({"model.layers.9.q": {}}), "names model.layers.9.q, which Llama"),
+        (
+            lambda q: q["layers"].update({"model.layers.9.q": {}}),
+            "names model.layers.9.q, which Llama",
+        ),
         (lambda q: q["layers"].update({"model.norm": {}}), "model.norm, which is a LlamaRMSNorm"),
         (lambda q: q["layers"][NAME].update(dim=10), "does not fit model.layers.0.mlp.up_proj: 64"),
         (lambda q: q.update(format_version=2), "format_version 2.* upgrade pvq"),
@@ -294,7 +312,7 @@ def test_truncated_weights(checkpoint, keep):
     data = file.read_bytes()
     size = int(len(data) * keep) if isinstance(keep, float) else keep
     file.write_bytes(data[:size])
-    with pytest.raises(ValueError, match="damaged or truncated.*copy it again"):
+    with pytest.raises(ValueError, match=r"damaged or truncated.*copy it again"):
         pvq.load(checkpoint)
 
 
@@ -306,7 +324,9 @@ def test_a_flipped_bit_is_noticed(checkpoint, tensor):
     begin = json.loads(data[8 : 8 + header])[tensor]["data_offsets"][0]
     data[8 + header + begin + 3] ^= 4
     file.write_bytes(data)
-    with pytest.raises(ValueError, match=f"altered after it was saved: checksum of {tensor} differs"):
+    with pytest.raises(
+        ValueError, match=f"altered after it was saved: checksum of {tensor} differs"
+    ):
         pvq.load(checkpoint)
 
 
@@ -329,7 +349,7 @@ def test_a_header_that_is_no_json(checkpoint):
 
 
 def test_load_says_what_a_folder_is_not(tmp_path, checkpoint):
-    with pytest.raises(FileNotFoundError, match="has no config.json: it is no model folder"):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json: it is no model folder"):
         pvq.load(tmp_path)
     with pytest.raises(ValueError, match=r"is not a pvq checkpoint .* AutoModelForCausalLM"):
         pvq.load(TINY)

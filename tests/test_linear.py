@@ -102,7 +102,8 @@ def test_sizes_are_those_of_the_tensors():
 
 @pytest.mark.parametrize("layout", ["index", "planes"])
 @pytest.mark.parametrize(
-    "cast", [lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.double(), lambda m: m.to("cpu")]
+    "cast",
+    [lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.double(), lambda m: m.to("cpu")],
 )
 def test_casts_leave_the_codes_alone(cast, layout):
     layer = PVQLinear.from_linear(dense_layer(64, 48), PVQConfig()).prepare(layout)
@@ -181,7 +182,9 @@ def test_embedding_decodes_the_rows_asked_for(dtype):
     assert rows.shape == (2, 3, 64)
     expected = quantize_tensor(table.weight, PVQConfig()).dequantize(dtype)[ids]
     assert torch.equal(rows, expected)
-    assert (rows.float() - table(ids).float()).square().sum() < 0.03 * table(ids).float().square().sum()
+    assert (rows.float() - table(ids).float()).square().sum() < 0.03 * table(
+        ids
+    ).float().square().sum()
     assert quantized(torch.zeros(0, dtype=torch.int64)).shape == (0, 64)
 
 

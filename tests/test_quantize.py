@@ -46,7 +46,9 @@ def test_default_is_every_linear_layer_of_the_decoder(small_llama):
 
 def test_records_are_what_an_independent_computation_gives(small_llama):
     model = small_llama()
-    weights = {n: m.weight.detach().clone() for n, m in model.named_modules() if type(m) is nn.Linear}
+    weights = {
+        n: m.weight.detach().clone() for n, m in model.named_modules() if type(m) is nn.Linear
+    }
     whole = sum(p.numel() * p.element_size() for p in model.parameters())
     report = quantize(model, PVQConfig(2.25))
     for layer in report.layers:
@@ -99,7 +101,11 @@ def test_skip_and_overrides_by_pattern(small_llama):
         model,
         PVQConfig(2.25),
         skip=["*.layers.0.*", "*.k_proj"],
-        overrides={"*_proj": {"seed": 4}, "*.down_proj": {"bits": 3.25}, "*.q_proj": PVQConfig(4.25)},
+        overrides={
+            "*_proj": {"seed": 4},
+            "*.down_proj": {"bits": 3.25},
+            "*.q_proj": PVQConfig(4.25),
+        },
     )
     configs = {layer.name: layer.config for layer in report.layers}
     assert set(configs) == {f"model.layers.1.{p}" for p in _paths() if "k_proj" not in p}
@@ -110,7 +116,9 @@ def test_skip_and_overrides_by_pattern(small_llama):
     assert configs["model.layers.1.mlp.up_proj"].pulses == 12
     assert type(model.model.layers[0].mlp.up_proj) is nn.Linear
     skipped = {left.name for left in report.left_dense if left.reason == "skipped as asked"}
-    assert skipped == {f"model.layers.0.{p}" for p in _paths()} | {"model.layers.1.self_attn.k_proj"}
+    assert skipped == {f"model.layers.0.{p}" for p in _paths()} | {
+        "model.layers.1.self_attn.k_proj"
+    }
 
 
 def _paths() -> list[str]:
@@ -183,7 +191,9 @@ def test_a_tied_weight_stays_tied(small_llama):
 def test_any_module_can_be_quantized():
     torch.manual_seed(0)
     shared = nn.Linear(64, 64)
-    model = nn.Sequential(shared, nn.ReLU(), nn.Sequential(shared, nn.Linear(64, 3)), nn.Conv1d(3, 3, 1))
+    model = nn.Sequential(
+        shared, nn.ReLU(), nn.Sequential(shared, nn.Linear(64, 3)), nn.Conv1d(3, 3, 1)
+    )
     report = quantize(model)
     assert [layer.name for layer in report.layers] == ["0", "2.1"]
     assert model[0] is model[2][0], "a module used twice stays one module"
@@ -226,8 +236,12 @@ def test_stacks_of_experts_are_reported():
 
 
 def test_conv1d_is_refused_with_the_remedy():
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=80, n_positions=32, n_embd=64, n_layer=1, n_head=2))
-    with pytest.raises(ValueError, match=r"4 layers cannot .*c_attn is a transformers Conv1D .* skip"):
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=80, n_positions=32, n_embd=64, n_layer=1, n_head=2)
+    )
+    with pytest.raises(
+        ValueError, match=r"4 layers cannot .*c_attn is a transformers Conv1D .* skip"
+    ):
         quantize(model)
 
 

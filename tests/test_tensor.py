@@ -65,7 +65,11 @@ def test_dequantize_follows_the_format(shape, config):
 
 @pytest.mark.parametrize(
     ("rows", "cols", "config"),
-    [(7, 64, PVQConfig()), (3, 96, PVQConfig(2.25)), (2, 30, PVQConfig(dim=6, pulses=5, gain_bits=3))],
+    [
+        (7, 64, PVQConfig()),
+        (3, 96, PVQConfig(2.25)),
+        (2, 30, PVQConfig(dim=6, pulses=5, gain_bits=3)),
+    ],
 )
 def test_bytes_are_those_of_the_bits(rows, cols, config):
     q = quantize_tensor(gaussian(rows, cols), config)
