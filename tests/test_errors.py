@@ -81,7 +81,7 @@ def test_products_refuse_inputs_that_do_not_fit():
     layer = pvq.PVQLinear.from_linear(nn.Linear(64, 8), PVQConfig())
     for layout in ("index", "planes"):
         layer.prepare(layout)
-        with pytest.raises(RuntimeError, match=r"x .*(63|64)"):
+        with pytest.raises(ValueError, match=r"x has shape \[2, 63\], expected \[\.\.\., 64\]"):
             layer(torch.ones(2, 63))
         with pytest.raises(RuntimeError, match="x has dtype int64"):
             layer(torch.ones(2, 64, dtype=torch.int64))

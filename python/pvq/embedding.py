@@ -8,6 +8,7 @@ from torch import nn
 
 from pvq.buffers import register_codes, without_casts
 from pvq.config import PVQConfig
+from pvq.linear import check_features
 from pvq.tensor import PVQTensor, quantize_tensor
 
 
@@ -128,6 +129,7 @@ class PVQTiedHead(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product of ``x`` [..., in_features] with every row: [..., out_features]."""
         table = self._table[0]
+        check_features(x, table.embedding_dim)
         config = table.config
         y: torch.Tensor = torch.ops.pvq.matmul(
             x,

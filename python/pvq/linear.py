@@ -145,7 +145,13 @@ class PVQLinear(nn.Module):
         return self.weight_codes.dequantize(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The product of ``x`` [..., in_features], in its dtype: [..., out_features]."""
+        """The product of ``x`` [..., in_features], in its dtype: [..., out_features].
+
+        Raises:
+            ValueError: if the last dimension of ``x`` is not ``in_features``.
+            RuntimeError: if its dtype or device is not supported, or the codes are damaged.
+        """
+        check_features(x, self.in_features)
         config = self.config
         rotation = (config.hadamard_block, config.seed)
         y: torch.Tensor
@@ -203,3 +209,9 @@ class PVQLinear(nn.Module):
             self._hold_index(torch.empty(shape, dtype=dtype, device=self.row_scale.device))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.prepare(layout)
+
+
+def check_features(x: torch.Tensor, in_features: int) -> None:
+    """Refuses an input whose last dimension is not that of the weight, in the terms of a layer."""
+    if x.ndim == 0 or x.shape[-1] != in_features:
+        raise ValueError(f"x has shape {list(x.shape)}, expected [..., {in_features}]")
