@@ -1,0 +1,175 @@
+// The loops behind MatmulKernels, written once over a vector type V of 16 floats:
+//
+//   V::zero()  V::load(p)  v.store(p)  V::broadcast(p)     p: const float*, any alignment
+//   a + b,  a * b,  V::fma(a, b, c) = a * b + c
+//   V::Words, V::load_words(p)      16 int32
+//   V::nibble(words, t)             bits 4t .. 4t+3 of each word, two's complement, as floats
+//   V::bytes(p)                     16 int8 as floats
+//   V::kVectors, V::kTokens         the block that `multiply` keeps in registers
+//
+// Included inside the anonymous namespace of each instruction set's file, so that the linker never
+// merges two sets' instances.
+
+#define PVQ_INLINE inline __attribute__((always_inline))
+#define PVQ_LAMBDA_INLINE __attribute__((always_inline))
+
+template <class V>
+struct Nibbles {
+  static constexpr int kRun = 8;  // consecutive columns that come out of one load
+  const int32_t* words;
+
+  template <class Use>
+  PVQ_INLINE void run(int64_t column, Use use) const {
+    const typename V::Words w = V::load_words(words + column / 8 * 16);
+#pragma GCC unroll 8
+    for (int t = 0; t < 8; ++t) use(t, V::nibble(w, t));
+  }
+  PVQ_INLINE V at(int64_t column) const {
+    return V::nibble(V::load_words(words + column / 8 * 16), static_cast<int>(column % 8));
+  }
+};
+
+template <class V>
+struct Bytes {
+  static constexpr int kRun = 4;
+  const int8_t* bytes;
+
+  template <class Use>
+  PVQ_INLINE void run(int64_t column, Use use) const {
+#pragma GCC unroll 4
+    for (int t = 0; t < 4; ++t) use(t, V::bytes(bytes + (column + t) * 16));
+  }
+  PVQ_INLINE V at(int64_t column) const { return V::bytes(bytes + column * 16); }
+};
+
+// Calls use(i, t, integers) for the columns first + i + t of one group, i + t < dim, t < kRun.
+template <class Plane, class Use>
+PVQ_INLINE void visit_group(const Plane& plane, int64_t first, int dim, Use use) {
+  if (dim % Plane::kRun == 0) {
+    for (int i = 0; i < dim; i += Plane::kRun)
+      plane.run(first + i, [&](int t, auto integers) PVQ_LAMBDA_INLINE { use(i, t, integers); });
+  } else {
+    for (int i = 0; i < dim; ++i) use(i, 0, plane.at(first + i));
+  }
+}
+
+template <class V, class Plane>
+PVQ_INLINE void unpack(const Plane& plane, const float* scale, int dim, int64_t begin, int64_t end,
+                       float* tile, int64_t stride) {
+  for (int64_t g = begin; g < end; ++g) {
+    const V s = V::load(scale + g * 16);
+    float* group = tile + (g - begin) * dim * stride;
+    visit_group(plane, g * dim, dim, [&](int i, int t, V integers) PVQ_LAMBDA_INLINE {
+      (s * integers).store(group + (i + t) * stride);
+    });
+  }
+}
+
+// Two sums a token while tokens are few: one chain of dependent additions would bound the speed.
+template <class V, int kTokens, class Plane>
+PVQ_INLINE void direct(const Plane& plane, const float* scale, int dim, int64_t groups,
+                       const float* a, float* c) {
+  constexpr int kChains = kTokens > 2 ? 1 : 2;
+  V sum[kTokens];
+  for (V& s : sum) s = V::zero();
+  for (int64_t g = 0; g < groups; ++g) {
+    V chain[kChains][kTokens];
+    for (auto& tokens : chain)
+      for (V& s : tokens) s = V::zero();
+    visit_group(plane, g * dim, dim, [&](int i, int t, V integers) PVQ_LAMBDA_INLINE {
+#pragma GCC unroll 4
+      for (int token = 0; token < kTokens; ++token) {
+        V& s = chain[t % kChains][token];
+        s = V::fma(integers, V::broadcast(a + (g * dim + i + t) * kTokens + token), s);
+      }
+    });
+    const V s = V::load(scale + g * 16);
+#pragma GCC unroll 4
+    for (int token = 0; token < kTokens; ++token) {
+      V total = chain[0][token];
+      if (kChains == 2) total = total + chain[kChains - 1][token];
+      sum[token] = V::fma(s, total, sum[token]);
+    }
+  }
+  for (int token = 0; token < kTokens; ++token) sum[token].store(c + token * 16);
+}
+
+template <class V, class Plane>
+PVQ_INLINE void direct_any(const Plane& plane, const float* scale, int dim, int64_t groups,
+                           const float* a, int tokens, float* c) {
+  switch (tokens) {
+    case 1:
+      return direct<V, 1>(plane, scale, dim, groups, a, c);
+    case 2:
+      return direct<V, 2>(plane, scale, dim, groups, a, c);
+    case 3:
+      return direct<V, 3>(plane, scale, dim, groups, a, c);
+    default:
+      return direct<V, 4>(plane, scale, dim, groups, a, c);
+  }
+}
+
+template <class V, int kVectors, int kTokens>
+void multiply_block(const float* tile, int64_t width, const float* a, int64_t depth, float* c) {
+  V sum[kTokens][kVectors];
+#pragma GCC unroll 16
+  for (int t = 0; t < kTokens; ++t)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[t][v] = V::load(c + t * width + v * 16);
+  for (int64_t i = 0; i < depth; ++i) {
+    V w[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) w[v] = V::load(tile + i * width + v * 16);
+#pragma GCC unroll 16
+    for (int t = 0; t < kTokens; ++t) {
+      const V x = V::broadcast(a + i * kTokens + t);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[t][v] = V::fma(w[v], x, sum[t][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < kTokens; ++t)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[t][v].store(c + t * width + v * 16);
+}
+
+template <class V, int kTokens>
+void multiply_width(const float* tile, int64_t width, const float* a, int64_t depth, float* c) {
+  int64_t l = 0;
+  for (; l + V::kVectors * 16 <= width; l += V::kVectors * 16)
+    multiply_block<V, V::kVectors, kTokens>(tile + l, width, a, depth, c + l);
+  for (; l < width; l += 16) multiply_block<V, 1, kTokens>(tile + l, width, a, depth, c + l);
+}
+
+// tokens is a template argument inside: walk down to the right instance.
+template <class V, int kTokens = V::kTokens>
+void multiply(const float* tile, int64_t width, const float* a, int64_t depth, int tokens,
+              float* c) {
+  if constexpr (kTokens > 1) {
+    if (tokens < kTokens) return multiply<V, kTokens - 1>(tile, width, a, depth, tokens, c);
+  }
+  multiply_width<V, kTokens>(tile, width, a, depth, c);
+}
+
+template <class V>
+struct Loops {
+  static void unpack4(const int32_t* words, const float* scale, int dim, int64_t begin, int64_t end,
+                      float* tile, int64_t stride) {
+    unpack<V>(Nibbles<V>{words}, scale, dim, begin, end, tile, stride);
+  }
+  static void unpack8(const int8_t* bytes, const float* scale, int dim, int64_t begin, int64_t end,
+                      float* tile, int64_t stride) {
+    unpack<V>(Bytes<V>{bytes}, scale, dim, begin, end, tile, stride);
+  }
+  static void direct4(const int32_t* words, const float* scale, int dim, int64_t groups,
+                      const float* a, int tokens, float* c) {
+    direct_any<V>(Nibbles<V>{words}, scale, dim, groups, a, tokens, c);
+  }
+  static void direct8(const int8_t* bytes, const float* scale, int dim, int64_t groups,
+                      const float* a, int tokens, float* c) {
+    direct_any<V>(Bytes<V>{bytes}, scale, dim, groups, a, tokens, c);
+  }
+  static constexpr pvq::MatmulKernels table() {
+    return {V::kTokens, &multiply<V>, &unpack4, &unpack8, &direct4, &direct8};
+  }
+};
