@@ -56,8 +56,8 @@ void multiply_2x2(const uint16_t* b, int64_t b_stride, const uint16_t* a, int64_
   _tile_stored(3, c1 + kTile, c_bytes);
 }
 
-void multiply_1x4(const uint16_t* b, int64_t b_stride, const uint16_t* a, int64_t a_stride,
-                  int64_t blocks, float* c, int64_t width) {
+void multiply_1x4(const uint16_t* b, int64_t b_stride, const uint16_t* a, int64_t blocks, float* c,
+                  int64_t width) {
   const int64_t c_bytes = width * 4;
   _tile_loadd(0, c, c_bytes);
   _tile_loadd(1, c + kTile, c_bytes);
@@ -112,7 +112,7 @@ void multiply_amx(const uint16_t* b, int64_t width, const uint16_t* a, int64_t a
                    c + t * width + l, width);
   for (; t < tokens; t += kTile)
     for (int64_t l = 0; l < width; l += 4 * kTile)
-      multiply_1x4(b + l / kTile * b_stride, b_stride, a + t / kTile * a_stride, a_stride, blocks,
+      multiply_1x4(b + l / kTile * b_stride, b_stride, a + t / kTile * a_stride, blocks,
                    c + t * width + l, width);
 }
 

@@ -37,6 +37,9 @@ struct MatmulKernels {
 
 constexpr int kDirectTokens = 4;
 
+// The table of the instruction set in use (isa.h).
+const MatmulKernels& matmul_kernels();
+
 extern const MatmulKernels matmul_kernels_portable;
 #ifdef PVQ_X86
 extern const MatmulKernels matmul_kernels_avx2;
@@ -48,8 +51,9 @@ extern const MatmulKernels matmul_kernels_avx512;
 constexpr int kAmxDepth = 32;
 // Rounds 16 lanes of a tile (rows of `stride` floats) into ceil(depth / 32) blocks.
 void round_tile_amx(const float* tile, int64_t stride, int64_t depth, uint16_t* b);
-// c[t][l] += sum over i of a[t][i] * b[i][l] in float32. `tokens` and `width` are multiples of 16,
-// `depth` of 32; rows of a have a_stride elements. The caller opens and closes the tile registers.
+// c[t][l] += sum over i of a[t][i] * b[i][l] in float32, for a packed in blocks of 16 tokens x 32
+// indices, a_stride elements from one 16 tokens to the next. `tokens` is a multiple of 16, `depth` of
+// 32, `width` of 64. The caller opens and closes the tile registers.
 void multiply_amx(const uint16_t* b, int64_t width, const uint16_t* a, int64_t a_stride,
                   int64_t depth, int64_t tokens, float* c);
 void open_amx();
