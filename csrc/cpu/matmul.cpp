@@ -2,6 +2,7 @@
 #include "cpu/matmul.h"
 
 #include <cstring>
+#include <vector>
 
 #include "cpu/matmul_blocks.h"
 #include "cpu/matmul_kernels.h"
@@ -25,7 +26,7 @@ class FloatProduct final : public Product {
     const int64_t limit = direct_ ? kDirectTokens : matmul_kernels().max_tokens;
     block_tokens_ = divide_up(tokens, std::max(divide_up(tokens, limit), int64_t{1}));
     packed_bytes_ = tokens * weights.depth * sizeof(float);
-    if (tokens > 0)
+    if (tokens > 1)
       pack_units_ = divide_up(tokens, block_tokens_) * divide_up(weights.depth, tile_depth_);
     panels_ = divide_up(weights.lanes, panel_lanes_);
   }
@@ -47,10 +48,8 @@ class FloatProduct final : public Product {
     const auto tile = make_buffer<float>(direct_ ? 0 : tile_depth_ * width_);
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t l0 = panel * panel_lanes_, l1 = std::min(l0 + panel_lanes_, weights_.lanes);
-      const auto* a = static_cast<const float*>(packed);
-      const int64_t bad =
-          direct_ ? weights_.multiply_directly(l0, l1, a, int(tokens_), c.get(), width_)
-                  : multiply_panel(a, l0, l1, tile.get(), c.get());
+      const int64_t bad = multiply_panel(static_cast<const float*>(packed), l0, l1, tile.get(),
+                                         c.get());
       if (bad != kNoRow) return bad;
       for (int64_t t = 0; t < tokens_; ++t)
         std::memcpy(out + t * weights_.lanes + l0, c.get() + t * width_, (l1 - l0) * sizeof(float));
@@ -60,18 +59,26 @@ class FloatProduct final : public Product {
 
  private:
   int64_t multiply_panel(const float* a, int64_t l0, int64_t l1, float* tile, float* c) const {
-    std::fill_n(c, tokens_ * width_, 0.0f);
-    for (int64_t i0 = 0; i0 < weights_.depth; i0 += tile_depth_) {
-      const int64_t i1 = std::min(i0 + tile_depth_, weights_.depth);
-      const int64_t bad = weights_.fill(i0, i1, l0, l1, tile, width_);
-      if (bad != kNoRow) return bad;
-      for (int64_t t = 0; t < tokens_; t += block_tokens_) {
-        const int64_t tokens = std::min(block_tokens_, tokens_ - t);
-        matmul_kernels().multiply(tile, width_, a + t * weights_.depth + i0 * tokens, i1 - i0,
-                                  int(tokens), c + t * width_);
+    if (direct_) {
+      weights_.multiply_directly(l0, l1, a, int(tokens_), c, width_);
+    } else {
+      std::fill_n(c, tokens_ * width_, 0.0f);
+      for (int64_t i0 = 0; i0 < weights_.depth; i0 += tile_depth_) {
+        const int64_t i1 = std::min(i0 + tile_depth_, weights_.depth);
+        const int64_t bad = weights_.fill(i0, i1, l0, l1, tile, width_);
+        if (bad != kNoRow) return bad;
+        for (int64_t t = 0; t < tokens_; t += block_tokens_) {
+          const int64_t tokens = std::min(block_tokens_, tokens_ - t);
+          matmul_kernels().multiply(tile, width_, a + t * weights_.depth + i0 * tokens, i1 - i0,
+                                    int(tokens), c + t * width_);
+        }
       }
     }
-    return kNoRow;
+    int64_t bad = kNoRow;
+    for (int64_t t = 0; t < tokens_ && bad == kNoRow; t += block_tokens_)
+      bad = add_missing(weights_, l0, l1, a + t * weights_.depth,
+                        std::min(block_tokens_, tokens_ - t), width_, c + t * width_);
+    return bad;
   }
 
   const WeightTiles& weights_;
@@ -83,6 +90,23 @@ class FloatProduct final : public Product {
 };
 
 }  // namespace
+
+// A weight's products with all tokens are one vector here; the sums are turned into c's order at the
+// end.
+int64_t add_missing(const WeightTiles& weights, int64_t l0, int64_t l1, const float* a,
+                    int64_t tokens, int64_t width, float* c) {
+  std::vector<float> sum;
+  const int64_t bad = weights.visit_missing(l0, l1, [&](int64_t i, int64_t l, float d) {
+    if (sum.empty()) sum.resize(tokens * width);
+    const float* from = a + i * tokens;
+    float* to = sum.data() + l * tokens;
+    for (int64_t t = 0; t < tokens; ++t) to[t] += d * from[t];
+  });
+  if (sum.empty()) return bad;
+  for (int64_t t = 0; t < tokens; ++t)
+    for (int64_t l = 0; l < l1 - l0; ++l) c[t * width + l] += sum[l * tokens + t];
+  return bad;
+}
 
 std::unique_ptr<Product> Product::make(const WeightTiles& weights, int64_t tokens, bool bfloat16) {
   std::unique_ptr<Product> product;

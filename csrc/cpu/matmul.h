@@ -23,7 +23,8 @@ class Product {
   virtual ~Product() = default;
 
   // Brings activations [tokens, depth] into the order that the kernels read. Units are independent
-  // of each other and write to disjoint parts of `packed`, packed_bytes() aligned to 64.
+  // of each other and write to disjoint parts of `packed`, packed_bytes() aligned to 64. No units:
+  // the order is right as it is.
   size_t packed_bytes() const { return packed_bytes_; }
   int64_t pack_units() const { return pack_units_; }
   virtual void pack(const float* a, int64_t begin, int64_t end, void* packed) const = 0;

@@ -31,6 +31,10 @@ alignas(64) constexpr TileConfig kConfig;
 // tmm0 to tmm3 hold sums, tmm4 and tmm5 tokens, tmm6 and tmm7 lanes. The intrinsics want literal
 // register numbers, hence the two written-out blocks.
 
+inline void prefetch_block(const uint16_t* a) {
+  for (int row = 0; row < kTile; ++row) _mm_prefetch(a + row * kAmxDepth, _MM_HINT_T0);
+}
+
 void multiply_2x2(const uint16_t* b, int64_t b_stride, const uint16_t* a, int64_t a_stride,
                   int64_t blocks, float* c, int64_t width) {
   const int64_t c_bytes = width * 4;
@@ -67,6 +71,7 @@ void multiply_1x4(const uint16_t* b, int64_t b_stride, const uint16_t* a, int64_
     _tile_loadd(4, a, kRowBytes);
     _tile_loadd(6, b, kRowBytes);
     _tile_dpbf16ps(0, 4, 6);
+    prefetch_block(a + 2 * kBlock);
     _tile_loadd(7, b + b_stride, kRowBytes);
     _tile_dpbf16ps(1, 4, 7);
     _tile_loadd(6, b + 2 * b_stride, kRowBytes);
@@ -93,13 +98,17 @@ void round_tile_amx(const float* tile, int64_t stride, int64_t depth, uint16_t* 
     order[2 * lane + 1] = static_cast<uint16_t>(16 + lane);
   }
   const __m512i interleave = _mm512_load_si512(order);
-  const int64_t padded = (depth + kAmxDepth - 1) / kAmxDepth * kAmxDepth;
-  for (int64_t i = 0; i < padded; i += 2, b += 32) {
-    const __m512 even = i < depth ? _mm512_loadu_ps(tile + i * stride) : _mm512_setzero_ps();
-    const __m512 odd = i + 1 < depth ? _mm512_loadu_ps(tile + (i + 1) * stride) : _mm512_setzero_ps();
+  const auto store_pair = [&](int64_t i, __m512 even, __m512 odd) {
     const __m512i both = (__m512i)_mm512_cvtne2ps_pbh(odd, even);
-    _mm512_storeu_si512(b, _mm512_permutexvar_epi16(interleave, both));
-  }
+    _mm512_storeu_si512(b + i * kTile, _mm512_permutexvar_epi16(interleave, both));
+  };
+  int64_t i = 0;
+#pragma GCC unroll 4
+  for (; i + 2 <= depth; i += 2)
+    store_pair(i, _mm512_loadu_ps(tile + i * stride), _mm512_loadu_ps(tile + (i + 1) * stride));
+  for (; i % kAmxDepth != 0; i += 2)
+    store_pair(i, i < depth ? _mm512_loadu_ps(tile + i * stride) : _mm512_setzero_ps(),
+               _mm512_setzero_ps());
 }
 
 void multiply_amx(const uint16_t* b, int64_t width, const uint16_t* a, int64_t a_stride,

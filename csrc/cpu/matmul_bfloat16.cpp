@@ -12,7 +12,7 @@ namespace pvq {
 namespace {
 
 // Twice the float32 tile's depth, because sums move between registers and memory once a tile.
-constexpr int64_t kTileDepth = 256;
+constexpr int64_t kTileDepth = 128;
 constexpr int64_t kBlockTokens = 16;  // rows of a tile register
 constexpr int64_t kMinTokens = 5;     // below, float32 without tiles is faster
 
@@ -24,8 +24,9 @@ uint16_t round_to_bfloat16(float value) {
   return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
-// Activations are packed as [blocks][depth / 32][16 tokens][32], zero where there is no token or no
-// reduction index: each 16 x 32 is one tile register.
+// Activations are packed twice. Rounded, as [blocks][depth / 32][16 tokens][32], zero where there is no
+// token or no reduction index: each 16 x 32 is one tile register. And as they are, for the weights
+// that are missing from the tiles, as [blocks][depth][16 tokens].
 class BFloat16Product final : public Product {
  public:
   BFloat16Product(const WeightTiles& weights, int64_t tokens, int64_t depth_step)
@@ -37,7 +38,7 @@ class BFloat16Product final : public Product {
         panel_lanes_(round_down(kPanelLanes, weights.lane_step)),
         width_(round_up(panel_lanes_, kPanelLanes)),
         fill_lanes_(kLanes % weights.lane_step == 0 ? kLanes : panel_lanes_) {
-    packed_bytes_ = padded_tokens_ * padded_depth_ * sizeof(uint16_t);
+    packed_bytes_ = rounded_bytes() + padded_tokens_ * weights.depth * sizeof(float);
     pack_units_ = padded_tokens_ / kBlockTokens * (padded_depth_ / kAmxDepth);
     panels_ = divide_up(weights.lanes, panel_lanes_);
   }
@@ -46,12 +47,20 @@ class BFloat16Product final : public Product {
     const int64_t steps = padded_depth_ / kAmxDepth;
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t t0 = unit / steps * kBlockTokens, i0 = unit % steps * kAmxDepth;
+      const int64_t tokens = std::min(kBlockTokens, tokens_ - t0);
       const int64_t depth = std::min(int64_t{kAmxDepth}, weights_.depth - i0);
-      uint16_t* to = static_cast<uint16_t*>(packed) + unit * kBlockTokens * kAmxDepth;
-      std::fill_n(to, kBlockTokens * kAmxDepth, uint16_t{0});
-      for (int64_t t = t0; t < std::min(t0 + kBlockTokens, tokens_); ++t, to += kAmxDepth)
-        for (int64_t i = 0; i < depth; ++i)
-          to[i] = round_to_bfloat16(a[t * weights_.depth + i0 + i]);
+      auto* rounded = static_cast<uint16_t*>(packed) + unit * kBlockTokens * kAmxDepth;
+      auto* exact = reinterpret_cast<float*>(static_cast<char*>(packed) + rounded_bytes()) +
+                    t0 * weights_.depth + i0 * kBlockTokens;
+      std::fill_n(rounded, kBlockTokens * kAmxDepth, uint16_t{0});
+      std::fill_n(exact, kBlockTokens * depth, 0.0f);
+      for (int64_t t = 0; t < tokens; ++t) {
+        const float* from = a + (t0 + t) * weights_.depth + i0;
+        for (int64_t i = 0; i < depth; ++i) {
+          rounded[t * kAmxDepth + i] = round_to_bfloat16(from[i]);
+          exact[i * kBlockTokens + t] = from[i];
+        }
+      }
     }
   }
 
@@ -67,6 +76,11 @@ class BFloat16Product final : public Product {
       const int64_t l0 = panel * panel_lanes_, l1 = std::min(l0 + panel_lanes_, weights_.lanes);
       bad = multiply_panel(static_cast<const uint16_t*>(packed), l0, l1, tile.get(), rounded.get(),
                            c.get());
+      const auto* exact = reinterpret_cast<const float*>(static_cast<const char*>(packed) +
+                                                         rounded_bytes());
+      for (int64_t t = 0; t < tokens_ && bad == kNoRow; t += kBlockTokens)
+        bad = add_missing(weights_, l0, l1, exact + t * weights_.depth, kBlockTokens, width_,
+                          c.get() + t * width_);
       for (int64_t t = 0; t < tokens_; ++t)
         std::memcpy(out + t * weights_.lanes + l0, c.get() + t * width_, (l1 - l0) * sizeof(float));
     }
@@ -75,6 +89,8 @@ class BFloat16Product final : public Product {
   }
 
  private:
+  int64_t rounded_bytes() const { return padded_tokens_ * padded_depth_ * sizeof(uint16_t); }
+
   int64_t multiply_panel(const uint16_t* a, int64_t l0, int64_t l1, float* tile, uint16_t* rounded,
                          float* c) const {
     std::fill_n(c, padded_tokens_ * width_, 0.0f);

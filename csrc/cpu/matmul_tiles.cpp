@@ -32,9 +32,11 @@ const MatmulKernels& matmul_kernels() {
   return matmul_kernels_portable;
 }
 
-int64_t WeightTiles::multiply_directly(int64_t, int64_t, const float*, int, float*, int64_t) const {
-  return kNoRow;
-}
+int64_t WeightTiles::visit_missing(int64_t, int64_t, const Missing&) const { return kNoRow; }
+
+bool WeightTiles::prefers_direct(int64_t) const { return false; }
+
+void WeightTiles::multiply_directly(int64_t, int64_t, const float*, int, float*, int64_t) const {}
 
 // --- from the stored form ---------------------------------------------------------------------------
 
@@ -66,40 +68,14 @@ int64_t CodeTiles::fill(int64_t i0, int64_t i1, int64_t l0, int64_t l1, float* t
 
 // --- from planes ------------------------------------------------------------------------------------
 
-namespace {
-
-// Calls use(lane, column, value) for the outliers of one panel in columns [c0, c1). The lists come
-// from tensors that anybody may have made: nothing is read that they do not own. Returns kNoRow or
-// a row whose list is damaged.
-template <class Use>
-int64_t visit_outliers(const PlanesView& planes, int64_t panel, int64_t c0, int64_t c1, Use use) {
-  const int64_t row0 = panel * kPanelRows, row1 = std::min(row0 + kPanelRows, planes.rows);
-  const int64_t cols = planes.cols();
-  for (int64_t row = row0; row < row1; ++row) {
-    const int64_t begin = planes.outlier_start[row], end = planes.outlier_start[row + 1];
-    if (begin == end) continue;
-    if (begin < 0 || end < begin || end > planes.outliers) return row;
-    const int32_t* column = planes.outlier_column;
-    const int32_t* last = column + end;
-    for (const int32_t* p = c0 > 0 ? std::lower_bound(column + begin, last, c0) : column + begin;
-         p != last && *p < c1; ++p) {
-      if (*p < c0 || *p >= cols) return row;
-      use(row - row0, *p, planes.outlier_value[p - column]);
-    }
-  }
-  return kNoRow;
-}
-
-}  // namespace
-
 PlaneTiles::PlaneTiles(const PlanesView& planes, bool transposed)
     : WeightTiles(transposed ? planes.rows : planes.cols(), transposed ? planes.cols() : planes.rows,
                   transposed ? kPanelRows : planes.dim, transposed ? planes.dim : kPanelRows),
       planes_(planes),
       transposed_(transposed) {}
 
-int64_t PlaneTiles::unpack(int64_t panel, int64_t c0, int64_t c1, float* tile,
-                           int64_t stride) const {
+void PlaneTiles::unpack(int64_t panel, int64_t c0, int64_t c1, float* tile,
+                        int64_t stride) const {
   const MatmulKernels& kernels = matmul_kernels();
   const int64_t cols = planes_.cols(), g0 = c0 / planes_.dim, g1 = c1 / planes_.dim;
   const float* scale = planes_.scale + panel * planes_.groups * kPanelRows;
@@ -110,28 +86,42 @@ int64_t PlaneTiles::unpack(int64_t panel, int64_t c0, int64_t c1, float* tile,
     const int8_t* bytes = planes_.bytes + panel * cols * kPanelRows;
     kernels.unpack8(bytes, scale, planes_.dim, g0, g1, tile, stride);
   }
-  return visit_outliers(planes_, panel, c0, c1, [&](int64_t lane, int64_t column, float value) {
-    tile[(column - c0) * stride + lane] += value;
-  });
 }
 
 int64_t PlaneTiles::fill(int64_t i0, int64_t i1, int64_t l0, int64_t l1, float* tile,
                          int64_t stride) const {
   if (!transposed_) {
-    for (int64_t l = l0; l < l1; l += kPanelRows) {
-      const int64_t row = unpack(l / kPanelRows, i0, i1, tile + (l - l0), stride);
-      if (row != kNoRow) return row;
-    }
+    for (int64_t l = l0; l < l1; l += kPanelRows)
+      unpack(l / kPanelRows, i0, i1, tile + (l - l0), stride);
     return kNoRow;
   }
   clear_padding(i1 - i0, l1 - l0, tile, stride);
   alignas(64) float columns[kMaxTile * kPanelRows];
   for (int64_t i = i0; i < i1; i += kPanelRows) {
-    const int64_t bad = unpack(i / kPanelRows, l0, l1, columns, kPanelRows);
-    if (bad != kNoRow) return bad;
+    unpack(i / kPanelRows, l0, l1, columns, kPanelRows);
     for (int64_t row = i; row < std::min(i + kPanelRows, i1); ++row)
       for (int64_t l = 0; l < l1 - l0; ++l)
         tile[(row - i0) * stride + l] = columns[l * kPanelRows + row - i];
+  }
+  return kNoRow;
+}
+
+// The list comes from tensors that anybody may have made: nothing is read that they do not own.
+int64_t PlaneTiles::visit_missing(int64_t l0, int64_t l1, const Missing& use) const {
+  const int64_t row0 = transposed_ ? 0 : l0, row1 = transposed_ ? planes_.rows : l1;
+  const int64_t c0 = transposed_ ? l0 : 0, c1 = transposed_ ? l1 : planes_.cols();
+  for (int64_t panel = row0 / kPanelRows; panel * kPanelRows < row1; ++panel) {
+    const int64_t begin = planes_.outlier_start[panel], end = planes_.outlier_start[panel + 1];
+    if (begin < 0 || end < begin || end > planes_.outliers) return panel * kPanelRows;
+    const int32_t* const place = planes_.outlier_place;
+    const int32_t* const last = place + end;
+    for (const int32_t* p = std::lower_bound(place + begin, last, c0 * kPanelRows);
+         p != last && *p < c1 * kPanelRows; ++p) {
+      const int64_t row = panel * kPanelRows + *p % kPanelRows, column = *p / kPanelRows;
+      if (row >= planes_.rows || column < c0 || *p < 0) return panel * kPanelRows;
+      const float value = planes_.outlier_value[p - place];
+      transposed_ ? use(row, column - l0, value) : use(column, row - l0, value);
+    }
   }
   return kNoRow;
 }
@@ -140,8 +130,8 @@ bool PlaneTiles::prefers_direct(int64_t tokens) const {
   return !transposed_ && tokens <= kDirectTokens;
 }
 
-int64_t PlaneTiles::multiply_directly(int64_t l0, int64_t l1, const float* a, int tokens, float* c,
-                                      int64_t stride) const {
+void PlaneTiles::multiply_directly(int64_t l0, int64_t l1, const float* a, int tokens, float* c,
+                                   int64_t stride) const {
   const MatmulKernels& kernels = matmul_kernels();
   const int64_t cols = planes_.cols();
   alignas(64) float sum[kDirectTokens * kLanes];
@@ -154,15 +144,9 @@ int64_t PlaneTiles::multiply_directly(int64_t l0, int64_t l1, const float* a, in
       const int8_t* bytes = planes_.bytes + panel * cols * kPanelRows;
       kernels.direct8(bytes, scale, planes_.dim, planes_.groups, a, tokens, sum);
     }
-    const int64_t bad =
-        visit_outliers(planes_, panel, 0, cols, [&](int64_t lane, int64_t column, float value) {
-          for (int t = 0; t < tokens; ++t) sum[t * kLanes + lane] += value * a[column * tokens + t];
-        });
-    if (bad != kNoRow) return bad;
     for (int t = 0; t < tokens; ++t)
       std::memcpy(c + t * stride + panel * kPanelRows - l0, sum + t * kLanes, kLanes * sizeof(float));
   }
-  return kNoRow;
 }
 
 }  // namespace pvq

@@ -8,7 +8,7 @@ namespace {
 
 template <class Store>
 int64_t write_rows(const CodeView& code, int64_t panel, int low, int high, float* scale,
-                   PanelOutliers* outliers, Store store) {
+                   std::vector<Outlier>* outliers, Store store) {
   const int64_t groups = code.cols / code.dim;
   std::vector<int16_t> y(code.cols);
   std::vector<float> row_scale(groups);
@@ -16,21 +16,20 @@ int64_t write_rows(const CodeView& code, int64_t panel, int low, int high, float
   for (int64_t row = first; row < last; ++row) {
     const int64_t lane = row - first;
     if (!decode_groups(code, row, 0, groups, y.data(), row_scale.data())) return row;
-    const size_t outliers_before = outliers->column.size();
     for (int64_t g = 0; g < groups; ++g) {
       const float s = row_scale[g];
       scale[g * kPanelRows + lane] = s;
       for (int64_t c = g * code.dim; c < (g + 1) * code.dim; ++c) {
         const int clipped = std::clamp<int>(y[c], low, high);
         store(c, lane, clipped);
-        if (clipped != y[c]) {
-          outliers->column.push_back(static_cast<int32_t>(c));
-          outliers->value.push_back(s * static_cast<float>(y[c] - clipped));
-        }
+        if (clipped != y[c])
+          outliers->push_back({static_cast<int32_t>(c * kPanelRows + lane),
+                               s * static_cast<float>(y[c] - clipped)});
       }
     }
-    outliers->count[lane] = static_cast<int32_t>(outliers->column.size() - outliers_before);
   }
+  std::sort(outliers->begin(), outliers->end(),
+            [](const Outlier& a, const Outlier& b) { return a.place < b.place; });
   return -1;
 }
 
@@ -43,7 +42,7 @@ int64_t write_rows(const CodeView& code, int64_t panel, int low, int high, float
 int plane_bits(int dim, int pulses) { return pulses <= 7 || 3 * pulses <= 7 * dim ? 4 : 8; }
 
 int64_t write_panel(const CodeView& code, int64_t panel, int32_t* words, float* scale,
-                    PanelOutliers* outliers) {
+                    std::vector<Outlier>* outliers) {
   return write_rows(code, panel, -8, 7, scale, outliers, [&](int64_t c, int64_t lane, int value) {
     uint32_t word = static_cast<uint32_t>(words[c / 8 * kPanelRows + lane]);
     word |= (static_cast<uint32_t>(value) & 15u) << (c % 8 * 4);
@@ -52,7 +51,7 @@ int64_t write_panel(const CodeView& code, int64_t panel, int32_t* words, float* 
 }
 
 int64_t write_panel(const CodeView& code, int64_t panel, int8_t* bytes, float* scale,
-                    PanelOutliers* outliers) {
+                    std::vector<Outlier>* outliers) {
   return write_rows(code, panel, -128, 127, scale, outliers,
                     [&](int64_t c, int64_t lane, int value) {
                       bytes[c * kPanelRows + lane] = static_cast<int8_t>(value);

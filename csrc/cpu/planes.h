@@ -10,10 +10,10 @@
 //   scale            float32 [panels, groups, 16]: row_scale * level / ||y|| of row 16p + j
 //
 // What rows after the last and columns after the last would hold is zero. An integer that does not
-// fit is clipped, and what the clipping took away stands in a list by rows, columns ascending:
+// fit is clipped, and what the clipping took away stands in a list, panel after panel:
 //
-//   outlier_start    int32 [rows + 1]: row r owns entries outlier_start[r] to outlier_start[r + 1]
-//   outlier_column   int32 [outliers]
+//   outlier_start    int32 [panels + 1]: panel p owns entries outlier_start[p] to outlier_start[p+1]
+//   outlier_place    int32 [outliers]: 16 c + j for row 16p + j, column c; ascending in a panel
 //   outlier_value    float32 [outliers]: scale * (y - clipped y)
 #pragma once
 
@@ -31,7 +31,7 @@ struct PlanesView {
   const int8_t* bytes;
   const float* scale;
   const int32_t* outlier_start;
-  const int32_t* outlier_column;
+  const int32_t* outlier_place;
   const float* outlier_value;
   int64_t rows, groups, outliers;
   int dim;
@@ -45,17 +45,16 @@ inline int64_t words_per_row(int64_t cols) { return (cols + 7) / 8; }
 // 4 where integers beyond -8 to 7 cannot occur or are rarer than about one in a hundred, else 8.
 int plane_bits(int dim, int pulses);
 
-struct PanelOutliers {
-  int32_t count[kPanelRows] = {};
-  std::vector<int32_t> column;
-  std::vector<float> value;
+struct Outlier {
+  int32_t place;
+  float value;
 };
 
-// Fills one panel's planes (zeroed by the caller), scale (likewise) and outliers. Returns -1, or the
+// Fills one panel's planes and scale, both zeroed by the caller, and its outliers. Returns -1, or the
 // row whose index names no point.
 int64_t write_panel(const CodeView& code, int64_t panel, int32_t* words, float* scale,
-                    PanelOutliers* outliers);
+                    std::vector<Outlier>* outliers);
 int64_t write_panel(const CodeView& code, int64_t panel, int8_t* bytes, float* scale,
-                    PanelOutliers* outliers);
+                    std::vector<Outlier>* outliers);
 
 }  // namespace pvq

@@ -5,6 +5,8 @@
 #include <atomic>
 #include <vector>
 
+#include "core/hadamard_factors.h"
+#include "core/signs.h"
 #include "cpu/hadamard.h"
 #include "cpu/matmul.h"
 #include "ops/code.h"
@@ -25,35 +27,33 @@ int64_t tokens_of(const Tensor& x) {
   return tokens;
 }
 
-// A float32 copy of x, or x itself where that is what it is and nobody will write to it.
-Tensor to_float(const Tensor& x, bool writable) {
-  const Tensor contiguous = torch::stable::contiguous(x);
-  const Tensor converted = torch::stable::to(contiguous, ScalarType::Float);
-  const bool shared = converted.const_data_ptr() == x.const_data_ptr();
-  return shared && writable ? torch::stable::clone(converted) : converted;
+// Rotates `tokens` rows of `cols` columns, or rotates them back.
+void rotate(const float* in, float* out, int64_t tokens, int64_t cols, Rotation rotation,
+            bool inverse) {
+  std::vector<uint64_t> signs(sign_word_count(cols));
+  fill_sign_words(static_cast<uint64_t>(rotation.seed), cols, signs.data());
+  torch::stable::parallel_for(
+      0, tokens * (cols / rotation.block), grain(rotation.block * 16),
+      [&](int64_t begin, int64_t end) {
+        hadamard_blocks(in, out, cols, static_cast<int>(rotation.block), signs.data(), inverse,
+                        begin, end);
+      });
 }
 
-void rotate(float* x, int64_t tokens, int64_t cols, Rotation rotation, bool inverse) {
-  torch::stable::parallel_for(0, tokens, grain(cols * 16), [&](int64_t begin, int64_t end) {
-    hadamard_blocks(x + begin * cols, end - begin, cols, rotation.block, rotation.seed, inverse);
-  });
-}
-
-// out [tokens, lanes] for contiguous float32 activations. Returns kNoRow or a damaged row.
-int64_t multiply(const Tensor& x, int64_t tokens, const WeightTiles& tiles, bool bfloat16,
+// out [tokens, lanes] for a [tokens, depth]. Returns kNoRow or a damaged row.
+int64_t multiply(const Tensor& a, int64_t tokens, const WeightTiles& tiles, bool bfloat16,
                  float* out) {
   const auto product = Product::make(tiles, tokens, bfloat16);
-  const float* a = x.const_data_ptr<float>();
-  const void* packed = a;
+  const float* activations = a.const_data_ptr<float>();
+  const void* packed = activations;
   Tensor storage;
-  if (tokens > 1) {
-    storage = torch::stable::new_empty(x, {static_cast<int64_t>(product->packed_bytes())},
+  if (product->pack_units() > 0) {
+    storage = torch::stable::new_empty(a, {static_cast<int64_t>(product->packed_bytes())},
                                        ScalarType::Byte);
     void* target = storage.mutable_data_ptr();
-    const int64_t units = product->pack_units();
     torch::stable::parallel_for(
-        0, units, grain(tokens * tiles.depth / std::max<int64_t>(1, units)),
-        [&](int64_t begin, int64_t end) { product->pack(a, begin, end, target); });
+        0, product->pack_units(), grain(tokens * tiles.depth / product->pack_units()),
+        [&](int64_t begin, int64_t end) { product->pack(activations, begin, end, target); });
     packed = target;
   }
   std::atomic<int64_t> bad_row = kNoRow;
@@ -74,13 +74,17 @@ ProductResult multiply_with(const Tensor& x, const WeightTiles& tiles, Rotation 
   Tensor out = torch::stable::new_empty(x, shape, ScalarType::Float);
   if (tokens == 0 || tiles.lanes == 0) return {torch::stable::to(out, x.scalar_type()), kNoRow};
 
-  Tensor a = to_float(x, before.block > 0);
-  if (before.block > 0)
-    rotate(a.mutable_data_ptr<float>(), tokens, tiles.depth, before, false);
+  Tensor a = torch::stable::to(torch::stable::contiguous(x), ScalarType::Float);
+  if (before.block > 0 && tiles.depth > 0) {
+    Tensor rotated = torch::stable::empty_like(a);
+    rotate(a.const_data_ptr<float>(), rotated.mutable_data_ptr<float>(), tokens, tiles.depth,
+           before, /*inverse=*/false);
+    a = rotated;
+  }
   float* result = out.mutable_data_ptr<float>();
   const bool bfloat16 = x.scalar_type() == ScalarType::BFloat16;
   const int64_t bad_row = multiply(a, tokens, tiles, bfloat16, result);
-  if (after.block > 0) rotate(result, tokens, tiles.lanes, after, true);
+  if (after.block > 0) rotate(result, result, tokens, tiles.lanes, after, /*inverse=*/true);
   return {torch::stable::to(out, x.scalar_type()), bad_row};
 }
 
@@ -123,6 +127,16 @@ void check_activations(const char* op, const char* name, const Tensor& x, int64_
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == size, "pvq::", op, ": ", name,
                   " has shape ", shape_name(x), ", expected [..., ", size, "], the ", size_name);
   check_same_device(op, name, x, other_name, other);
+}
+
+void check_rotation(const char* op, Rotation rotation, int64_t cols) {
+  if (rotation.block == 0) return;
+  HadamardSplit split;
+  STD_TORCH_CHECK(split_hadamard_block(rotation.block, &split), "pvq::", op, ": block is ",
+                  rotation.block, ", for which there is no Hadamard matrix; expected 0 (no rotation) "
+                  "or a power of two times 1, 12, 20, 28 or another supported order");
+  STD_TORCH_CHECK(cols % rotation.block == 0, "pvq::", op, ": block is ", rotation.block,
+                  ", which does not divide the ", cols, " columns");
 }
 
 ProductResult multiply_rotated(const Tensor& x, const WeightTiles& tiles, Rotation rotation) {
