@@ -27,10 +27,6 @@ struct Nibbles {
   PVQ_INLINE V at(int64_t column) const {
     return V::nibble(V::load_words(words + column / 8 * 16), static_cast<int>(column % 8));
   }
-  PVQ_INLINE void prefetch(int64_t first, int64_t columns) const {
-    for (int64_t column = first; column < first + columns; column += 8)
-      __builtin_prefetch(words + column / 8 * 16);
-  }
 };
 
 template <class V>
@@ -44,10 +40,6 @@ struct Bytes {
     for (int t = 0; t < 4; ++t) use(t, V::bytes(bytes + (column + t) * 16));
   }
   PVQ_INLINE V at(int64_t column) const { return V::bytes(bytes + column * 16); }
-  PVQ_INLINE void prefetch(int64_t first, int64_t columns) const {
-    for (int64_t column = first; column < first + columns; column += 4)
-      __builtin_prefetch(bytes + column * 16);
-  }
 };
 
 // Calls use(i, t, integers) for the columns first + i + t of one group, i + t < dim, t < kRun.
@@ -64,10 +56,7 @@ PVQ_INLINE void visit_group(const Plane& plane, int64_t first, int dim, Use use)
 template <class V, class Plane>
 PVQ_INLINE void unpack(const Plane& plane, const float* scale, int dim, int64_t begin, int64_t end,
                        float* tile, int64_t stride) {
-  const int64_t ahead = end - begin;
   for (int64_t g = begin; g < end; ++g) {
-    plane.prefetch((g + ahead) * dim, dim);
-    __builtin_prefetch(scale + (g + ahead) * 16);
     const V s = V::load(scale + g * 16);
     float* group = tile + (g - begin) * dim * stride;
     visit_group(plane, g * dim, dim, [&](int i, int t, V integers) PVQ_LAMBDA_INLINE {
