@@ -23,7 +23,7 @@ class FloatProduct final : public Product {
         tile_depth_(round_down(kTileDepth, weights.depth_step)),
         panel_lanes_(round_down(kPanelLanes, weights.lane_step)),
         width_(round_up(panel_lanes_, kLanes)) {
-    const int64_t limit = direct_ ? kDirectTokens : matmul_kernels().max_tokens;
+    const int64_t limit = direct_ ? matmul_kernels().direct_tokens : matmul_kernels().max_tokens;
     block_tokens_ = divide_up(tokens, std::max(divide_up(tokens, limit), int64_t{1}));
     packed_bytes_ = tokens * weights.depth * sizeof(float);
     if (tokens > 1)

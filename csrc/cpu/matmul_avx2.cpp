@@ -13,6 +13,7 @@ struct Vector {
   };
   // 12 sums, 2 tile registers and a broadcast fill 15 of the 16 registers.
   static constexpr int kVectors = 1, kTokens = 6;
+  static constexpr int kDirectTokens = 6, kSums = 4;
 
   __m256 lo, hi;
 

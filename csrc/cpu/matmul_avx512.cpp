@@ -13,6 +13,7 @@ struct Vector {
   using Words = __m512i;
   // 24 sums, 2 tile vectors and a broadcast fill 27 of the 32 registers.
   static constexpr int kVectors = 2, kTokens = 12;
+  static constexpr int kDirectTokens = 12, kSums = 8;
 
   __m512 v;
 

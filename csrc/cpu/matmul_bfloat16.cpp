@@ -14,7 +14,7 @@ namespace {
 // Twice the float32 tile's depth, because sums move between registers and memory once a tile.
 constexpr int64_t kTileDepth = 128;
 constexpr int64_t kBlockTokens = 16;  // rows of a tile register
-constexpr int64_t kMinTokens = 5;     // below, float32 without tiles is faster
+constexpr int64_t kMinTokens = 7;      // below, float32 without tiles is faster
 
 // To nearest, ties to even; a NaN stays one.
 uint16_t round_to_bfloat16(float value) {

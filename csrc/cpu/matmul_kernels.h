@@ -14,6 +14,8 @@ constexpr int kLanes = 16;
 struct MatmulKernels {
   // The most tokens that `multiply` takes at once: as many as keep all sums in registers.
   int max_tokens;
+  // The most tokens that `direct4` and `direct8` take; for these few they are faster than tiles.
+  int direct_tokens;
 
   // c[t][l] += sum over i of a[i][t] * tile[i][l], for t < tokens and l < width.
   // a is [depth][tokens], tile and c have rows of `width` floats, a multiple of 16.
@@ -27,15 +29,13 @@ struct MatmulKernels {
   void (*unpack8)(const int8_t* bytes, const float* scale, int dim, int64_t begin, int64_t end,
                   float* tile, int64_t stride);
 
-  // The product of a whole panel without a tile, for 1 to kDirectTokens tokens:
-  // c[t][lane] = sum over groups of scale * (sum over the group of integer * a[column][t]).
+  // The product of a whole panel without a tile:
+  // c[t * stride + lane] = sum over groups of scale * (sum over the group of integer * a[column][t]).
   void (*direct4)(const int32_t* words, const float* scale, int dim, int64_t groups, const float* a,
-                  int tokens, float* c);
+                  int tokens, float* c, int64_t stride);
   void (*direct8)(const int8_t* bytes, const float* scale, int dim, int64_t groups, const float* a,
-                  int tokens, float* c);
+                  int tokens, float* c, int64_t stride);
 };
-
-constexpr int kDirectTokens = 4;
 
 // The table of the instruction set in use (isa.h).
 const MatmulKernels& matmul_kernels();

@@ -6,12 +6,27 @@
 //   V::nibble(words, t)             bits 4t .. 4t+3 of each word, two's complement, as floats
 //   V::bytes(p)                     16 int8 as floats
 //   V::kVectors, V::kTokens         the block that `multiply` keeps in registers
+//   V::kDirectTokens, V::kSums      the most tokens of `direct`, the sums that it may keep going
 //
 // Included inside the anonymous namespace of each instruction set's file, so that the linker never
 // merges two sets' instances.
 
 #define PVQ_INLINE inline __attribute__((always_inline))
 #define PVQ_LAMBDA_INLINE __attribute__((always_inline))
+
+template <int I>
+struct Constant {
+  constexpr operator int() const { return I; }
+};
+
+// f(0), ..., f(N - 1) with constants, so that an array indexed by them lives in registers.
+template <int N, int I = 0, class F>
+PVQ_INLINE void unroll(const F& f) {
+  if constexpr (I < N) {
+    f(Constant<I>{});
+    unroll<N, I + 1>(f);
+  }
+}
 
 template <class V>
 struct Nibbles {
@@ -21,8 +36,7 @@ struct Nibbles {
   template <class Use>
   PVQ_INLINE void run(int64_t column, Use use) const {
     const typename V::Words w = V::load_words(words + column / 8 * 16);
-#pragma GCC unroll 8
-    for (int t = 0; t < 8; ++t) use(t, V::nibble(w, t));
+    unroll<8>([&](auto t) PVQ_LAMBDA_INLINE { use(t, V::nibble(w, t)); });
   }
   PVQ_INLINE V at(int64_t column) const {
     return V::nibble(V::load_words(words + column / 8 * 16), static_cast<int>(column % 8));
@@ -36,8 +50,7 @@ struct Bytes {
 
   template <class Use>
   PVQ_INLINE void run(int64_t column, Use use) const {
-#pragma GCC unroll 4
-    for (int t = 0; t < 4; ++t) use(t, V::bytes(bytes + (column + t) * 16));
+    unroll<4>([&](auto t) PVQ_LAMBDA_INLINE { use(t, V::bytes(bytes + (column + t) * 16)); });
   }
   PVQ_INLINE V at(int64_t column) const { return V::bytes(bytes + column * 16); }
 };
@@ -47,9 +60,9 @@ template <class Plane, class Use>
 PVQ_INLINE void visit_group(const Plane& plane, int64_t first, int dim, Use use) {
   if (dim % Plane::kRun == 0) {
     for (int i = 0; i < dim; i += Plane::kRun)
-      plane.run(first + i, [&](int t, auto integers) PVQ_LAMBDA_INLINE { use(i, t, integers); });
+      plane.run(first + i, [&](auto t, auto integers) PVQ_LAMBDA_INLINE { use(i, t, integers); });
   } else {
-    for (int i = 0; i < dim; ++i) use(i, 0, plane.at(first + i));
+    for (int i = 0; i < dim; ++i) use(i, Constant<0>{}, plane.at(first + i));
   }
 }
 
@@ -59,82 +72,70 @@ PVQ_INLINE void unpack(const Plane& plane, const float* scale, int dim, int64_t 
   for (int64_t g = begin; g < end; ++g) {
     const V s = V::load(scale + g * 16);
     float* group = tile + (g - begin) * dim * stride;
-    visit_group(plane, g * dim, dim, [&](int i, int t, V integers) PVQ_LAMBDA_INLINE {
+    visit_group(plane, g * dim, dim, [&](int i, auto t, V integers) PVQ_LAMBDA_INLINE {
       (s * integers).store(group + (i + t) * stride);
     });
   }
 }
 
-// Two sums a token while tokens are few: one chain of dependent additions would bound the speed.
+// Several sums a token while tokens are few: one chain of dependent additions would bound the speed.
 template <class V, int kTokens, class Plane>
 PVQ_INLINE void direct(const Plane& plane, const float* scale, int dim, int64_t groups,
-                       const float* a, float* c) {
-  constexpr int kChains = kTokens > 2 ? 1 : 2;
+                       const float* a, float* c, int64_t stride) {
+  constexpr int kChains = kTokens * 4 <= V::kSums ? 4 : kTokens * 2 <= V::kSums ? 2 : 1;
   V sum[kTokens];
-  for (V& s : sum) s = V::zero();
+  unroll<kTokens>([&](auto token) PVQ_LAMBDA_INLINE { sum[token] = V::zero(); });
   for (int64_t g = 0; g < groups; ++g) {
-    V chain[kChains][kTokens];
-    for (auto& tokens : chain)
-      for (V& s : tokens) s = V::zero();
-    visit_group(plane, g * dim, dim, [&](int i, int t, V integers) PVQ_LAMBDA_INLINE {
-#pragma GCC unroll 4
-      for (int token = 0; token < kTokens; ++token) {
-        V& s = chain[t % kChains][token];
-        s = V::fma(integers, V::broadcast(a + (g * dim + i + t) * kTokens + token), s);
-      }
+    V chain[kChains * kTokens];
+    unroll<kChains * kTokens>([&](auto n) PVQ_LAMBDA_INLINE { chain[n] = V::zero(); });
+    visit_group(plane, g * dim, dim, [&](int i, auto t, V integers) PVQ_LAMBDA_INLINE {
+      const float* x = a + (g * dim + i + t) * kTokens;
+      unroll<kTokens>([&](auto token) PVQ_LAMBDA_INLINE {
+        V& s = chain[t % kChains * kTokens + token];
+        s = V::fma(integers, V::broadcast(x + token), s);
+      });
     });
     const V s = V::load(scale + g * 16);
-#pragma GCC unroll 4
-    for (int token = 0; token < kTokens; ++token) {
-      V total = chain[0][token];
-      if (kChains == 2) total = total + chain[kChains - 1][token];
-      sum[token] = V::fma(s, total, sum[token]);
-    }
+    unroll<kTokens>([&](auto token) PVQ_LAMBDA_INLINE {
+      unroll<kChains>([&](auto n) PVQ_LAMBDA_INLINE {
+        sum[token] = V::fma(s, chain[n * kTokens + token], sum[token]);
+      });
+    });
   }
-  for (int token = 0; token < kTokens; ++token) sum[token].store(c + token * 16);
+  unroll<kTokens>([&](auto token) PVQ_LAMBDA_INLINE { sum[token].store(c + token * stride); });
 }
 
-template <class V, class Plane>
-PVQ_INLINE void direct_any(const Plane& plane, const float* scale, int dim, int64_t groups,
-                           const float* a, int tokens, float* c) {
-  switch (tokens) {
-    case 1:
-      return direct<V, 1>(plane, scale, dim, groups, a, c);
-    case 2:
-      return direct<V, 2>(plane, scale, dim, groups, a, c);
-    case 3:
-      return direct<V, 3>(plane, scale, dim, groups, a, c);
-    default:
-      return direct<V, 4>(plane, scale, dim, groups, a, c);
+// tokens is a template argument inside: walk down to the right instance.
+template <class V, class Plane, int kTokens = V::kDirectTokens>
+void direct_any(const Plane& plane, const float* scale, int dim, int64_t groups, const float* a,
+                int tokens, float* c, int64_t stride) {
+  if constexpr (kTokens > 1) {
+    if (tokens < kTokens)
+      return direct_any<V, Plane, kTokens - 1>(plane, scale, dim, groups, a, tokens, c, stride);
   }
+  direct<V, kTokens>(plane, scale, dim, groups, a, c, stride);
 }
 
 // A tile is summed from zero and then added: two short chains of additions round less than a long one.
 template <class V, int kVectors, int kTokens>
 void multiply_block(const float* tile, int64_t width, const float* a, int64_t depth, float* c) {
-  V sum[kTokens][kVectors];
-#pragma GCC unroll 16
-  for (int t = 0; t < kTokens; ++t)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[t][v] = V::zero();
+  V sum[kTokens * kVectors];
+  unroll<kTokens * kVectors>([&](auto n) PVQ_LAMBDA_INLINE { sum[n] = V::zero(); });
   for (int64_t i = 0; i < depth; ++i) {
     V w[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) w[v] = V::load(tile + i * width + v * 16);
-#pragma GCC unroll 16
-    for (int t = 0; t < kTokens; ++t) {
+    unroll<kVectors>([&](auto v) PVQ_LAMBDA_INLINE { w[v] = V::load(tile + i * width + v * 16); });
+    unroll<kTokens>([&](auto t) PVQ_LAMBDA_INLINE {
       const V x = V::broadcast(a + i * kTokens + t);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[t][v] = V::fma(w[v], x, sum[t][v]);
-    }
+      unroll<kVectors>([&](auto v) PVQ_LAMBDA_INLINE {
+        V& s = sum[t * kVectors + v];
+        s = V::fma(w[v], x, s);
+      });
+    });
   }
-#pragma GCC unroll 16
-  for (int t = 0; t < kTokens; ++t)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      float* out = c + t * width + v * 16;
-      (V::load(out) + sum[t][v]).store(out);
-    }
+  unroll<kTokens * kVectors>([&](auto n) PVQ_LAMBDA_INLINE {
+    float* out = c + n / kVectors * width + n % kVectors * 16;
+    (V::load(out) + sum[n]).store(out);
+  });
 }
 
 template <class V, int kTokens>
@@ -145,7 +146,6 @@ void multiply_width(const float* tile, int64_t width, const float* a, int64_t de
   for (; l < width; l += 16) multiply_block<V, 1, kTokens>(tile + l, width, a, depth, c + l);
 }
 
-// tokens is a template argument inside: walk down to the right instance.
 template <class V, int kTokens = V::kTokens>
 void multiply(const float* tile, int64_t width, const float* a, int64_t depth, int tokens,
               float* c) {
@@ -166,14 +166,14 @@ struct Loops {
     unpack<V>(Bytes<V>{bytes}, scale, dim, begin, end, tile, stride);
   }
   static void direct4(const int32_t* words, const float* scale, int dim, int64_t groups,
-                      const float* a, int tokens, float* c) {
-    direct_any<V>(Nibbles<V>{words}, scale, dim, groups, a, tokens, c);
+                      const float* a, int tokens, float* c, int64_t stride) {
+    direct_any<V>(Nibbles<V>{words}, scale, dim, groups, a, tokens, c, stride);
   }
   static void direct8(const int8_t* bytes, const float* scale, int dim, int64_t groups,
-                      const float* a, int tokens, float* c) {
-    direct_any<V>(Bytes<V>{bytes}, scale, dim, groups, a, tokens, c);
+                      const float* a, int tokens, float* c, int64_t stride) {
+    direct_any<V>(Bytes<V>{bytes}, scale, dim, groups, a, tokens, c, stride);
   }
   static constexpr pvq::MatmulKernels table() {
-    return {V::kTokens, &multiply<V>, &unpack4, &unpack8, &direct4, &direct8};
+    return {V::kTokens, V::kDirectTokens, &multiply<V>, &unpack4, &unpack8, &direct4, &direct8};
   }
 };

@@ -14,6 +14,7 @@ struct Vector {
   };
   // Eight sums, four tile registers and a broadcast fill 13 of 16 registers.
   static constexpr int kVectors = 1, kTokens = 2;
+  static constexpr int kDirectTokens = 8, kSums = 2;
 
   Quad q[4];
 

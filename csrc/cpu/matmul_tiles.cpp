@@ -1,7 +1,6 @@
 #include "cpu/matmul_tiles.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "cpu/isa.h"
 #include "cpu/matmul_kernels.h"
@@ -127,25 +126,23 @@ int64_t PlaneTiles::visit_missing(int64_t l0, int64_t l1, const Missing& use) co
 }
 
 bool PlaneTiles::prefers_direct(int64_t tokens) const {
-  return !transposed_ && tokens <= kDirectTokens;
+  return !transposed_ && tokens <= matmul_kernels().direct_tokens;
 }
 
 void PlaneTiles::multiply_directly(int64_t l0, int64_t l1, const float* a, int tokens, float* c,
                                    int64_t stride) const {
   const MatmulKernels& kernels = matmul_kernels();
   const int64_t cols = planes_.cols();
-  alignas(64) float sum[kDirectTokens * kLanes];
-  for (int64_t panel = l0 / kPanelRows; panel * kPanelRows < l1; ++panel) {
+  for (int64_t l = l0; l < l1; l += kPanelRows, c += kPanelRows) {
+    const int64_t panel = l / kPanelRows;
     const float* scale = planes_.scale + panel * planes_.groups * kPanelRows;
     if (planes_.words) {
       const int32_t* words = planes_.words + panel * words_per_row(cols) * kPanelRows;
-      kernels.direct4(words, scale, planes_.dim, planes_.groups, a, tokens, sum);
+      kernels.direct4(words, scale, planes_.dim, planes_.groups, a, tokens, c, stride);
     } else {
       const int8_t* bytes = planes_.bytes + panel * cols * kPanelRows;
-      kernels.direct8(bytes, scale, planes_.dim, planes_.groups, a, tokens, sum);
+      kernels.direct8(bytes, scale, planes_.dim, planes_.groups, a, tokens, c, stride);
     }
-    for (int t = 0; t < tokens; ++t)
-      std::memcpy(c + t * stride + panel * kPanelRows - l0, sum + t * kLanes, kLanes * sizeof(float));
   }
 }
 
