@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/isa.h"
+#include "cpu/matmul.h"
 #include "cpu/matmul_kernels.h"
 
 namespace pvq {
@@ -34,6 +35,8 @@ const MatmulKernels& matmul_kernels() {
 int64_t WeightTiles::visit_missing(int64_t, int64_t, const Missing&) const { return kNoRow; }
 
 bool WeightTiles::prefers_direct(int64_t) const { return false; }
+
+std::unique_ptr<Product> WeightTiles::make_direct(int64_t) const { return nullptr; }
 
 void WeightTiles::multiply_directly(int64_t, int64_t, const float*, int, float*, int64_t) const {}
 

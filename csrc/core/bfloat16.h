@@ -1,0 +1,24 @@
+// bfloat16: the upper half of a float32.
+#pragma once
+
+#include <cstring>
+
+#include "core/platform.h"
+
+namespace pvq {
+
+// Of a finite value, rounded to the nearest, ties to even.
+PVQ_HD inline uint16_t to_bfloat16(float value) {
+  uint32_t word;
+  std::memcpy(&word, &value, sizeof(word));
+  return uint16_t((word + 0x7FFF + (word >> 16 & 1)) >> 16);
+}
+
+PVQ_HD inline float from_bfloat16(uint16_t half) {
+  const uint32_t word = uint32_t(half) << 16;
+  float value;
+  std::memcpy(&value, &word, sizeof(value));
+  return value;
+}
+
+}  // namespace pvq
