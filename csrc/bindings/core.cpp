@@ -10,6 +10,8 @@
 
 namespace py = pybind11;
 
+void bind_hadamard(py::module_& m);  // hadamard.cpp
+
 namespace {
 
 py::object exact_count(int dim, int pulses) {
@@ -58,4 +60,5 @@ PYBIND11_MODULE(_core, m) {
   m.def("gain_levels", &gain_levels, py::arg("dim"), py::arg("cols"), py::arg("gain_bits"),
         py::arg("law"), "The 2**gain_bits amplitude levels in units of the row's root mean square.");
   m.def("build_info", &build_info, "What was built and what this machine offers, as a dict.");
+  bind_hadamard(m);
 }
