@@ -105,9 +105,11 @@ void round_tile_amx(const float* tile, int64_t stride, int64_t depth, uint16_t* 
 #pragma GCC unroll 4
   for (; i + 2 <= depth; i += 2)
     store_pair(i, _mm512_loadu_ps(tile + i * stride), _mm512_loadu_ps(tile + (i + 1) * stride));
-  for (; i % kAmxDepth != 0; i += 2)
-    store_pair(i, i < depth ? _mm512_loadu_ps(tile + i * stride) : _mm512_setzero_ps(),
-               _mm512_setzero_ps());
+  if (i < depth) {
+    store_pair(i, _mm512_loadu_ps(tile + i * stride), _mm512_setzero_ps());
+    i += 2;
+  }
+  for (; i % kAmxDepth != 0; i += 2) store_pair(i, _mm512_setzero_ps(), _mm512_setzero_ps());
 }
 
 void multiply_amx(const uint16_t* b, int64_t width, const uint16_t* a, int64_t a_stride,
