@@ -27,6 +27,7 @@ class Timing:
 
     @property
     def median(self) -> float:
+        """Seconds of the median round."""
         return median(self.seconds)
 
     @property
@@ -41,6 +42,7 @@ class Timing:
         return median(theirs / ours for ours, theirs in pairs)
 
     def summary(self) -> dict[str, float]:
+        """What goes into a JSON file."""
         return {
             "median_ms": 1e3 * self.median,
             "fastest_ms": 1e3 * min(self.seconds),

@@ -20,7 +20,7 @@ def planes() -> tuple:
 
 @pytest.fixture(scope="module")
 def w() -> np.ndarray:
-    return products.dense(CODE.code(), CODE.cols)
+    return products.dense(CODE)
 
 
 # --- layout ---------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def test_planes_hold_the_matrix_as_documented(case: Case) -> None:
         np.testing.assert_allclose(value[entries].numpy(), expected_value, rtol=1e-6)
 
     w = np.zeros((panels * 16, case.cols))
-    w[: case.rows] = products.dense(code, case.cols)
+    w[: case.rows] = products.dense(case)
     w = w.reshape(panels, 16, case.cols).transpose(0, 2, 1)
     np.testing.assert_allclose(wide_scale * y, w, rtol=1e-6)
 

@@ -14,8 +14,8 @@
 namespace pvq {
 namespace {
 
-constexpr int kTile = 16;                      // rows of a tile register, of 64 bytes each
-constexpr int kBlock = kTile * kAmxDepth;      // elements of one block of b
+constexpr int kTile = 16;                  // rows of a tile register, of 64 bytes each
+constexpr int kBlock = kTile * kAmxDepth;  // elements of one block of b
 constexpr int64_t kRowBytes = 64;
 
 // All eight registers are full. Constant data, because GCC 12's intrinsic declares that it reads
@@ -91,9 +91,9 @@ void open_amx() { _tile_loadconfig(&kConfig); }
 
 void close_amx() { _tile_release(); }
 
-// To nearest, ties away from zero: half a unit is added and the lower half of the word dropped. Four
-// plain operations a pair; the conversion instruction with the permutation that it needs takes three
-// times as long.
+// To nearest, ties away from zero: half a unit is added and the lower half of the word dropped.
+// Four plain operations a pair; the conversion instruction with the permutation that it needs takes
+// three times as long.
 void round_tile_amx(const float* tile, int64_t stride, int64_t depth, uint16_t* b) {
   const __m512i half = _mm512_set1_epi32(0x8000);
   const auto store_pair = [&](int64_t i, __m512 even, __m512 odd) {

@@ -14,8 +14,8 @@ namespace {
 constexpr int64_t kBlockTokens = 16;  // rows of a tile register
 
 // What is multiplied at once, so that tile, activations and sums stay in the first-level cache; for
-// many tokens they cannot, and larger pieces of all three are reused from the second. Found by trying
-// sizes on a 4th generation Xeon (48 KB and 2 MB).
+// many tokens they cannot, and larger pieces of all three are reused from the second. Found by
+// trying sizes on a 4th generation Xeon (48 KB and 2 MB).
 struct Blocking {
   int64_t lanes, depth;
 };
@@ -26,7 +26,7 @@ Blocking blocking(int64_t tokens) {
   return {128, 256};
 }
 
-constexpr int64_t kMinTokens = 7;      // below, float32 without tiles is faster
+constexpr int64_t kMinTokens = 7;  // below, float32 without tiles is faster
 
 // To nearest, ties to even; a NaN stays one.
 uint16_t round_to_bfloat16(float value) {
@@ -36,10 +36,10 @@ uint16_t round_to_bfloat16(float value) {
   return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
 }
 
-// Activations are packed twice. Rounded, as [blocks][depth / 32][16 tokens][32], zero where there is no
-// token or no reduction index: each 16 x 32 is one tile register. And as they are, for the weights
-// that are missing from the tiles, as [depth][tokens], so that a weight finds all of its factors
-// together.
+// Activations are packed twice. Rounded, as [blocks][depth / 32][16 tokens][32], zero where there
+// is no token or no reduction index: each 16 x 32 is one tile register. And as they are, for the
+// weights that are missing from the tiles, as [depth][tokens], so that a weight finds all of its
+// factors together.
 class BFloat16Product final : public Product {
  public:
   BFloat16Product(const WeightTiles& weights, int64_t tokens, int64_t depth_step)
@@ -89,8 +89,8 @@ class BFloat16Product final : public Product {
       const int64_t l0 = panel * panel_lanes_, l1 = std::min(l0 + panel_lanes_, weights_.lanes);
       bad = multiply_panel(static_cast<const uint16_t*>(packed), l0, l1, tile.get(), rounded.get(),
                            c.get());
-      const auto* exact = reinterpret_cast<const float*>(static_cast<const char*>(packed) +
-                                                         rounded_bytes());
+      const auto* exact =
+          reinterpret_cast<const float*>(static_cast<const char*>(packed) + rounded_bytes());
       if (bad == kNoRow)
         bad = add_missing(weights_, l0, l1, exact, tokens_, width_, missing.get(), c.get());
       for (int64_t t = 0; t < tokens_; ++t)

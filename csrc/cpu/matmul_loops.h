@@ -30,8 +30,8 @@ PVQ_INLINE void unroll(const F& f) {
 
 template <class V>
 struct Nibbles {
-  static constexpr int kRun = 8;          // consecutive columns that come out of one load
-  static constexpr int kLinePair = 16;    // columns in two cache lines
+  static constexpr int kRun = 8;        // consecutive columns that come out of one load
+  static constexpr int kLinePair = 16;  // columns in two cache lines
   const int32_t* words;
 
   template <class Use>
@@ -120,9 +120,8 @@ PVQ_INLINE void direct(const Plane& plane, const float* scale, int dim, int64_t 
       const V s = V::load(scale + g * 16);
       unroll<kTokens>([&](auto token) PVQ_LAMBDA_INLINE {
         V total = chain[token];
-        unroll<kChains - 1>([&](auto n) PVQ_LAMBDA_INLINE {
-          total = total + chain[(n + 1) * kTokens + token];
-        });
+        unroll<kChains - 1>(
+            [&](auto n) PVQ_LAMBDA_INLINE { total = total + chain[(n + 1) * kTokens + token]; });
         sum[token] = V::fma(s, total, sum[token]);
       });
     }
@@ -144,7 +143,8 @@ void direct_any(const Plane& plane, const float* scale, int dim, int64_t groups,
   direct<V, kTokens>(plane, scale, dim, groups, a, c, stride);
 }
 
-// A tile is summed from zero and then added: two short chains of additions round less than a long one.
+// A tile is summed from zero and then added: two short chains of additions round less than a long
+// one.
 template <class V, int kVectors, int kTokens>
 void multiply_block(const float* tile, int64_t width, const float* a, int64_t depth, float* c) {
   V sum[kTokens * kVectors];

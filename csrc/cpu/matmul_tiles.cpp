@@ -41,7 +41,8 @@ bool WeightTiles::prefers_direct(int64_t) const { return false; }
 
 void WeightTiles::multiply_directly(int64_t, int64_t, const float*, int, float*, int64_t) const {}
 
-// --- from the stored form ---------------------------------------------------------------------------
+// --- from the stored form
+// ---------------------------------------------------------------------------
 
 CodeTiles::CodeTiles(const CodeView& code, bool transposed)
     : WeightTiles(transposed ? code.rows : code.cols, transposed ? code.cols : code.rows,
@@ -69,16 +70,17 @@ int64_t CodeTiles::fill(int64_t i0, int64_t i1, int64_t l0, int64_t l1, float* t
   return kNoRow;
 }
 
-// --- from planes ------------------------------------------------------------------------------------
+// --- from planes
+// ------------------------------------------------------------------------------------
 
 PlaneTiles::PlaneTiles(const PlanesView& planes, bool transposed)
-    : WeightTiles(transposed ? planes.rows : planes.cols(), transposed ? planes.cols() : planes.rows,
-                  transposed ? kPanelRows : planes.dim, transposed ? planes.dim : kPanelRows),
+    : WeightTiles(transposed ? planes.rows : planes.cols(),
+                  transposed ? planes.cols() : planes.rows, transposed ? kPanelRows : planes.dim,
+                  transposed ? planes.dim : kPanelRows),
       planes_(planes),
       transposed_(transposed) {}
 
-void PlaneTiles::unpack(int64_t panel, int64_t c0, int64_t c1, float* tile,
-                        int64_t stride) const {
+void PlaneTiles::unpack(int64_t panel, int64_t c0, int64_t c1, float* tile, int64_t stride) const {
   const MatmulKernels& kernels = matmul_kernels();
   const int64_t cols = planes_.cols(), g0 = c0 / planes_.dim, g1 = c1 / planes_.dim;
   const float* scale = planes_.scale + panel * planes_.groups * kPanelRows;

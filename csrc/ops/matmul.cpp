@@ -2,7 +2,6 @@
 #include "ops/matmul.h"
 
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
 #include "core/signs.h"
@@ -31,12 +30,11 @@ void rotate(const float* in, float* out, int64_t tokens, int64_t cols, Rotation 
             bool inverse) {
   std::vector<uint64_t> signs(sign_word_count(cols));
   fill_sign_words(static_cast<uint64_t>(rotation.seed), cols, signs.data());
-  torch::stable::parallel_for(
-      0, tokens * (cols / rotation.block), grain(rotation.block * 16),
-      [&](int64_t begin, int64_t end) {
-        hadamard_blocks(in, out, cols, static_cast<int>(rotation.block), signs.data(), inverse,
-                        begin, end);
-      });
+  torch::stable::parallel_for(0, tokens * (cols / rotation.block), grain(rotation.block * 16),
+                              [&](int64_t begin, int64_t end) {
+                                hadamard_blocks(in, out, cols, static_cast<int>(rotation.block),
+                                                signs.data(), inverse, begin, end);
+                              });
 }
 
 // out [tokens, lanes] for a [tokens, depth]. Returns kNoRow or a damaged row.
@@ -55,13 +53,11 @@ int64_t multiply(const Tensor& a, int64_t tokens, const WeightTiles& tiles, bool
         [&](int64_t begin, int64_t end) { product->pack(activations, begin, end, target); });
     packed = target;
   }
-  std::atomic<int64_t> bad_row = kNoRow;
-  torch::stable::parallel_for(
-      0, product->panels(), grain(tokens * tiles.depth * tiles.lanes / product->panels()),
-      [&](int64_t begin, int64_t end) {
-        const int64_t bad = product->multiply(packed, begin, end, out);
-        if (bad != kNoRow) bad_row = bad;
-      });
+  DamagedRow bad_row;
+  const int64_t work = tokens * tiles.depth * tiles.lanes / product->panels();
+  torch::stable::parallel_for(0, product->panels(), grain(work), [&](int64_t begin, int64_t end) {
+    bad_row.report(product->multiply(packed, begin, end, out));
+  });
   return bad_row;
 }
 
@@ -71,9 +67,9 @@ ProductResult multiply_with(const Tensor& x, const WeightTiles& tiles, Rotation 
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   shape.back() = tiles.lanes;
   Tensor out = torch::stable::new_empty(x, shape, ScalarType::Float);
-  if (tokens == 0 || tiles.lanes == 0) return {torch::stable::to(out, x.scalar_type()), kNoRow};
+  if (tokens == 0 || tiles.lanes == 0) return {as_dtype(out, x.scalar_type()), kNoRow};
 
-  Tensor a = torch::stable::to(torch::stable::contiguous(x), ScalarType::Float);
+  Tensor a = as_dtype(as_contiguous(x), ScalarType::Float);
   if (before.block > 0 && tiles.depth > 0) {
     Tensor rotated = torch::stable::empty_like(a);
     rotate(a.const_data_ptr<float>(), rotated.mutable_data_ptr<float>(), tokens, tiles.depth,
@@ -84,7 +80,7 @@ ProductResult multiply_with(const Tensor& x, const WeightTiles& tiles, Rotation 
   const bool bfloat16 = x.scalar_type() == ScalarType::BFloat16;
   const int64_t bad_row = multiply(a, tokens, tiles, bfloat16, result);
   if (after.block > 0) rotate(result, result, tokens, tiles.lanes, after, /*inverse=*/true);
-  return {torch::stable::to(out, x.scalar_type()), bad_row};
+  return {as_dtype(out, x.scalar_type()), bad_row};
 }
 
 Tensor matmul_cpu(const Tensor& x, const Tensor& index, const Tensor& gain, const Tensor& row_scale,
