@@ -1,7 +1,10 @@
 // pvq._core: what is not a tensor operator. Exact counts, tables, build information.
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "core/count.h"
+#include "core/gain.h"
 #include "cpu/isa.h"
 #include "cuda/cuda.h"
 
@@ -10,6 +13,18 @@ namespace py = pybind11;
 void bind_hadamard(py::module_& m);  // hadamard.cpp
 
 namespace {
+
+py::object exact_count(int dim, int pulses) {
+  const std::vector<uint32_t> limbs = pvq::count(dim, pulses);
+  const py::bytes bytes(reinterpret_cast<const char*>(limbs.data()), limbs.size() * 4);
+  return py::module_::import("builtins").attr("int").attr("from_bytes")(bytes, "little");
+}
+
+py::array_t<float> gain_levels(int dim, int64_t cols, int gain_bits, const std::string& law) {
+  const std::vector<float>& levels =
+      pvq::gain_levels(dim, cols, gain_bits, pvq::gain_law(law));
+  return py::array_t<float>(py::ssize_t(levels.size()), levels.data());
+}
 
 std::vector<std::string> supported_instruction_sets() {
   std::vector<std::string> names;
@@ -37,6 +52,13 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Exact pyramid counts, gain codebooks and build information.";
+  m.def("count", &exact_count, py::arg("dim"), py::arg("pulses"),
+        "N(dim, pulses), the number of integer vectors of `dim` coordinates whose magnitudes sum to "
+        "`pulses`; exact.");
+  m.def("index_bits", &pvq::index_bits, py::arg("dim"), py::arg("pulses"),
+        "Bits of a stored index: enough for N(dim, pulses) points and the zero group.");
+  m.def("gain_levels", &gain_levels, py::arg("dim"), py::arg("cols"), py::arg("gain_bits"),
+        py::arg("law"), "The 2**gain_bits amplitude levels in units of the row's root mean square.");
   m.def("build_info", &build_info, "What was built and what this machine offers, as a dict.");
   bind_hadamard(m);
 }

@@ -22,10 +22,19 @@ struct CodeView {
   int dim, pulses, gain_bits;
 };
 
+// Points [begin, end) of a stream of indices, into y [(end - begin) * dim].
+// False if an index names no point; what was written is then meaningless.
+bool decode_points(const Pyramid& pyramid, const uint8_t* stream, int64_t begin, int64_t end,
+                   int16_t* y);
+
 // Decodes groups [begin, end) of a row into y [(end - begin) * dim] and
 // scale [end - begin] = row_scale * level / ||y||, zero for a zero group (whose y is zero too).
-// False if an index names no point; what was written is then meaningless.
+// False as above.
 bool decode_groups(const CodeView& code, int64_t row, int64_t begin, int64_t end, int16_t* y,
                    float* scale);
+
+// w [(end - begin) * dim] = scale * y for what decode_groups gave.
+void dequantize_groups(const CodeView& code, int64_t begin, int64_t end, const int16_t* y,
+                       const float* scale, float* w);
 
 }  // namespace pvq

@@ -1,0 +1,211 @@
+// Ranking and unranking of points of a pyramid in the tree order of pyramid.h.
+//
+// Three speeds of the same order: fixed sizes of 8, 16 and 32 coordinates in one 64-bit word
+// (templates, leaves from a table), any size in one word, and any size at all.
+#pragma once
+
+#include "core/leaf.h"
+#include "core/limbs.h"
+#include "core/pyramid.h"
+
+namespace pvq {
+
+// --- one word ---------------------------------------------------------------------------------------
+
+struct NodeIndex {
+  int left_pulses;
+  uint64_t left, right;
+};
+
+PVQ_HD inline bool has_row(const LevelView& level, int k) {
+  return k <= level.tabled || k == level.top_row;
+}
+
+PVQ_HD inline uint64_t narrow_count(const LevelView& level, int k) {
+  return limbs::low64(level.counts + size_t(k) * level.limbs, level.limbs);
+}
+
+// Splits index < N(dim, k) of a node that has a row.
+PVQ_HD inline NodeIndex split_by_row(const LevelView& level, int k, uint64_t index) {
+  const Split* row = level.splits + level.row_start[k];
+  int j = level.first[level.first_row[k] + uint32_t(index >> level.row_shift[k])];
+  while (index >= row[j + 1].offset) ++j;
+  const uint64_t rest = index - row[j].offset;
+  // The reciprocal is short by less than one part in 2^64, the quotient by at most one.
+  uint64_t quotient = multiply_high(rest, row[j].reciprocal);
+  uint64_t remainder = rest - quotient * row[j].radix;
+  if (remainder >= row[j].radix) {
+    ++quotient;
+    remainder -= row[j].radix;
+  }
+  return {j, quotient, remainder};
+}
+
+PVQ_HD inline NodeIndex split_narrow(const PyramidView& p, const LevelView& level, int k,
+                                     uint64_t index) {
+  if (has_row(level, k)) return split_by_row(level, k, index);
+  const LevelView& left = p.level[level.left_level];
+  const LevelView& right = p.level[level.right_level];
+  int j = 0;
+  for (;; ++j) {
+    const uint64_t points = narrow_count(left, j) * narrow_count(right, k - j);
+    if (index < points) break;
+    index -= points;
+  }
+  const uint64_t radix = narrow_count(right, k - j);
+  return {j, index / radix, index % radix};
+}
+
+PVQ_HD inline uint64_t narrow_offset(const PyramidView& p, const LevelView& level, int k, int j) {
+  if (has_row(level, k)) return level.splits[level.row_start[k] + j].offset;
+  const LevelView& left = p.level[level.left_level];
+  const LevelView& right = p.level[level.right_level];
+  uint64_t offset = 0;
+  for (int i = 0; i < j; ++i) offset += narrow_count(left, i) * narrow_count(right, k - i);
+  return offset;
+}
+
+PVQ_HD inline int pulses_of(const int16_t* y, int dim) {
+  int pulses = 0;
+  for (int i = 0; i < dim; ++i) pulses += leaf::magnitude(y[i]);
+  return pulses;
+}
+
+// Any size, index < N(level.dim, k) < 2^64.
+PVQ_HD inline void unrank_narrow(const PyramidView& p, int level, int k, uint64_t index,
+                                 int16_t* y) {
+  struct Pending {
+    int level, pulses, position;
+    uint64_t index;
+  } stack[10];
+  int depth = 0;
+  stack[depth++] = {level, k, 0, index};
+  while (depth > 0) {
+    const Pending node = stack[--depth];
+    const LevelView& here = p.level[node.level];
+    if (here.dim <= 4) {
+      leaf::unrank(here.dim, node.pulses, node.index, y + node.position);
+      continue;
+    }
+    const NodeIndex split = split_narrow(p, here, node.pulses, node.index);
+    const int left_dim = p.level[here.left_level].dim;
+    stack[depth++] = {here.right_level, node.pulses - split.left_pulses, node.position + left_dim,
+                      split.right};
+    stack[depth++] = {here.left_level, split.left_pulses, node.position, split.left};
+  }
+}
+
+// Fixed sizes D = 4 * 2^n. `level` 0 has D coordinates, level 1 D / 2, and so on.
+template <int D>
+PVQ_HD inline void unrank_fixed(const PyramidView& p, int level, int k, uint64_t index,
+                                int16_t* y) {
+  if constexpr (D == 4) {
+    if (k > kLeafPulses) {
+      leaf::unrank4(k, index, y);
+      return;
+    }
+    const uint32_t packed = p.leaf_points[p.leaf_start[k] + uint32_t(index)];
+    for (int i = 0; i < 4; ++i) y[i] = int8_t(packed >> (8 * i));
+  } else {
+    const NodeIndex split = split_narrow(p, p.level[level], k, index);
+    unrank_fixed<D / 2>(p, level + 1, split.left_pulses, split.left, y);
+    unrank_fixed<D / 2>(p, level + 1, k - split.left_pulses, split.right, y + D / 2);
+  }
+}
+
+struct Ranked {
+  int pulses;
+  uint64_t index;
+};
+
+template <int D>
+PVQ_HD inline Ranked rank_fixed(const PyramidView& p, int level, const int16_t* y) {
+  if constexpr (D == 4) {
+    return {pulses_of(y, 4), leaf::rank4(y)};
+  } else {
+    const Ranked left = rank_fixed<D / 2>(p, level + 1, y);
+    const Ranked right = rank_fixed<D / 2>(p, level + 1, y + D / 2);
+    const LevelView& here = p.level[level];
+    const int k = left.pulses + right.pulses;
+    return {k, narrow_offset(p, here, k, left.pulses) +
+                   left.index * narrow_count(p.level[here.right_level], right.pulses) +
+                   right.index};
+  }
+}
+
+// --- any size ---------------------------------------------------------------------------------------
+
+PVQ_HD inline void add_split_products(const PyramidView& p, const LevelView& level, int k,
+                                      int i, uint32_t* sum, int n) {
+  const LevelView& left = p.level[level.left_level];
+  const LevelView& right = p.level[level.right_level];
+  limbs::add_product(sum, n, left.counts + size_t(i) * left.limbs, left.limbs,
+                     right.counts + size_t(k - i) * right.limbs, right.limbs);
+}
+
+// index [p.limbs] < N(dim, pulses).
+PVQ_HD inline void unrank_wide(const PyramidView& p, const uint32_t* index, int16_t* y) {
+  struct Pending {
+    int level, pulses, position;
+    uint32_t index[limbs::kMax];
+  } stack[10];
+  int depth = 1;
+  stack[0].level = 0, stack[0].pulses = p.pulses, stack[0].position = 0;
+  limbs::copy(stack[0].index, limbs::kMax, index, p.limbs);
+  while (depth > 0) {
+    Pending& node = stack[--depth];
+    const LevelView& here = p.level[node.level];
+    const int k = node.pulses, n = here.limbs, position = node.position;
+    if (k <= here.narrow) {
+      unrank_narrow(p, node.level, k, limbs::low64(node.index, n), y + position);
+      continue;
+    }
+    uint32_t rest[limbs::kMax + 1], points[limbs::kMax + 1], quotient[limbs::kMax];
+    limbs::copy(rest, n, node.index, n);
+    int j = 0;
+    for (;; ++j) {
+      limbs::set(points, n + 1, 0);
+      add_split_products(p, here, k, j, points, n + 1);
+      if (limbs::compare(rest, n, points, n + 1) < 0) break;
+      limbs::subtract(rest, n, points, n);
+    }
+    const LevelView& right = p.level[here.right_level];
+    limbs::divide(rest, n, right.counts + size_t(k - j) * right.limbs, right.limbs, quotient);
+    const int right_level = here.right_level, left_level = here.left_level;
+    Pending& second = stack[depth++];
+    second.level = right_level, second.pulses = k - j;
+    second.position = position + p.level[left_level].dim;
+    limbs::copy(second.index, limbs::kMax, rest, n);
+    Pending& first = stack[depth++];
+    first.level = left_level, first.pulses = j, first.position = position;
+    limbs::copy(first.index, limbs::kMax, quotient, n);
+  }
+}
+
+// The rank of y within its node, index [n]; n limbs must hold N(level.dim, pulses of y).
+inline void rank_wide_node(const PyramidView& p, int level, const int16_t* y, uint32_t* index,
+                           int n) {
+  const LevelView& here = p.level[level];
+  if (here.dim <= 4) {
+    limbs::set(index, n, leaf::rank(here.dim, y));
+    return;
+  }
+  const LevelView& left = p.level[here.left_level];
+  const LevelView& right = p.level[here.right_level];
+  const int left_pulses = pulses_of(y, left.dim), right_pulses = pulses_of(y + left.dim, right.dim);
+  const int k = left_pulses + right_pulses;
+  if (has_row(here, k)) {
+    limbs::set(index, n, narrow_offset(p, here, k, left_pulses));
+  } else {
+    limbs::set(index, n, 0);
+    for (int i = 0; i < left_pulses; ++i) add_split_products(p, here, k, i, index, n);
+  }
+  uint32_t half[limbs::kMax];
+  rank_wide_node(p, here.left_level, y, half, left.limbs);
+  limbs::add_product(index, n, half, left.limbs,
+                     right.counts + size_t(right_pulses) * right.limbs, right.limbs);
+  rank_wide_node(p, here.right_level, y + left.dim, half, right.limbs);
+  limbs::add(index, n, half, limbs::length(half, right.limbs));
+}
+
+}  // namespace pvq
