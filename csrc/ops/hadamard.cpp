@@ -35,8 +35,7 @@ Options check_arguments(const char* op, const Tensor& x, int64_t block, std::opt
   return options;
 }
 
-// --- CPU
-// ------------------------------------------------------------------------------------------
+// --- CPU -----------------------------------------------------------------------------------------
 
 // Both contiguous, of equal shape; they may be the same tensor.
 void transform_cpu(const char* op, const Tensor& x, const Tensor& y, const Options& options) {
@@ -75,8 +74,7 @@ void transform_cpu(const char* op, const Tensor& x, const Tensor& y, const Optio
                               std::max<int64_t>(1, kGrain / options.block), blocks);
 }
 
-// --- CUDA
-// -----------------------------------------------------------------------------------------
+// --- CUDA ----------------------------------------------------------------------------------------
 
 void transform_cuda(const char* op, const Tensor& x, const Tensor& y, const Options& options) {
   check_dtype(op, "x", x, {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16});
@@ -103,8 +101,7 @@ void transform_cuda(const char* op, const Tensor& x, const Tensor& y, const Opti
                                current_cuda_stream(x)));
 }
 
-// --- operators
-// ------------------------------------------------------------------------------------
+// --- operators -----------------------------------------------------------------------------------
 
 using Transform = void (*)(const char*, const Tensor&, const Tensor&, const Options&);
 
