@@ -55,7 +55,7 @@ def test_round_trip_is_bit_exact(small_llama, tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
     assert same_state(model, loaded)
     assert loaded.model.layers[0].self_attn.o_proj.config.pulses == 58
-    assert loaded.model.layers[0].self_attn.q_proj.config.pulses == 27
+    assert loaded.model.layers[0].self_attn.q_proj.config.pulses == 28
     loaded.save_pretrained(tmp_path / "b")  # from planes: the index is made again
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "b")
     assert same_state(model, again)
@@ -257,7 +257,7 @@ def test_report_and_card_lie_beside_the_weights(quantized_tiny):
     report = json.loads((quantized_tiny / "pvq_report.json").read_text())
     assert len(report["layers"]) == 28
     assert report["totals"]["bits_per_weight"] == pytest.approx(3.30, abs=0.01)
-    assert report["config"]["pulses"] == 27
+    assert report["config"]["pulses"] == 28
     assert "version" in report["build"]
     card = (quantized_tiny / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")

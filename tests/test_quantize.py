@@ -109,7 +109,7 @@ def test_skip_and_overrides_by_pattern(small_llama):
     )
     configs = {layer.name: layer.config for layer in report.layers}
     assert set(configs) == {f"model.layers.1.{p}" for p in _paths() if "k_proj" not in p}
-    assert configs["model.layers.1.mlp.down_proj"].pulses == 27
+    assert configs["model.layers.1.mlp.down_proj"].pulses == 28
     assert configs["model.layers.1.mlp.down_proj"].seed == 4, "overrides stack"
     assert configs["model.layers.1.self_attn.q_proj"].pulses == 58
     assert configs["model.layers.1.self_attn.q_proj"].seed == 0, "a whole config replaces"

@@ -1,0 +1,44 @@
+// Sizes and scratch memory that the two kinds of product share, and the bfloat16 product's maker.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <new>
+
+#include "cpu/matmul.h"
+
+namespace pvq {
+
+// Lanes of a panel. With 128 reduction indices a tile has 32 KB of float32, and stays in the
+// first-level cache together with the activations that belong to it.
+constexpr int64_t kPanelLanes = 64;
+
+constexpr int64_t divide_up(int64_t x, int64_t y) { return (x + y - 1) / y; }
+constexpr int64_t round_up(int64_t x, int64_t step) { return divide_up(x, step) * step; }
+// The largest multiple of `step` up to x, but at least one step.
+constexpr int64_t round_down(int64_t x, int64_t step) {
+  return std::max(x / step, int64_t{1}) * step;
+}
+
+struct ReleaseAligned {
+  void operator()(void* p) const { ::operator delete(p, std::align_val_t{64}); }
+};
+template <class T>
+using Buffer = std::unique_ptr<T[], ReleaseAligned>;
+
+template <class T>
+Buffer<T> make_buffer(int64_t count) {
+  return Buffer<T>(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64})));
+}
+
+// c[t * width + l - l0] += sum over i of d(i, l) * a[i * tokens + t] for what visit_missing(l0, l1)
+// tells, lanes [l0, l1) at most `width`. Returns kNoRow or a damaged row.
+int64_t add_missing(const WeightTiles& weights, int64_t l0, int64_t l1, const float* a,
+                    int64_t tokens, int64_t width, float* c);
+
+// The product of matrices rounded to bfloat16, or null where this machine or the matrix's groups do
+// not allow it or float32 is faster for so few tokens.
+std::unique_ptr<Product> make_bfloat16_product(const WeightTiles& weights, int64_t tokens);
+
+}  // namespace pvq
