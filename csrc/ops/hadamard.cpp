@@ -10,6 +10,7 @@
 #include "cuda/hadamard.h"
 #include "ops/checks.h"
 #include "ops/cuda_stream.h"
+#include "ops/hadamard.h"
 
 namespace pvq::ops {
 namespace {
@@ -130,6 +131,10 @@ void hadamard_(Tensor x, int64_t block, std::optional<int64_t> seed, bool invers
 }
 
 }  // namespace
+
+Tensor hadamard_on_cuda(const Tensor& x, int64_t block, std::optional<int64_t> seed, bool inverse) {
+  return hadamard<transform_cuda>(x, block, seed, inverse);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(pvq, CPU, m) {
   m.impl("hadamard", TORCH_BOX(&hadamard<transform_cpu>));
