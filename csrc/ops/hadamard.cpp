@@ -10,6 +10,7 @@
 #include "cuda/hadamard.h"
 #include "ops/checks.h"
 #include "ops/cuda_stream.h"
+#include "ops/hadamard.h"
 
 namespace pvq::ops {
 namespace {
@@ -75,8 +76,7 @@ void transform_cpu(const char* op, const Tensor& x, const Tensor& y, const Optio
                               std::max<int64_t>(1, kGrain / options.block), blocks);
 }
 
-// --- CUDA
-// -----------------------------------------------------------------------------------------
+// --- CUDA -----------------------------------------------------------------------------------------
 
 void transform_cuda(const char* op, const Tensor& x, const Tensor& y, const Options& options) {
   check_dtype(op, "x", x, {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16});
@@ -103,8 +103,7 @@ void transform_cuda(const char* op, const Tensor& x, const Tensor& y, const Opti
                                current_cuda_stream(x)));
 }
 
-// --- operators
-// ------------------------------------------------------------------------------------
+// --- operators ------------------------------------------------------------------------------------
 
 using Transform = void (*)(const char*, const Tensor&, const Tensor&, const Options&);
 
@@ -133,6 +132,10 @@ void hadamard_(Tensor x, int64_t block, std::optional<int64_t> seed, bool invers
 }
 
 }  // namespace
+
+Tensor hadamard_on_cuda(const Tensor& x, int64_t block, std::optional<int64_t> seed, bool inverse) {
+  return hadamard<transform_cuda>(x, block, seed, inverse);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(pvq, CPU, m) {
   m.impl("hadamard", TORCH_BOX(&hadamard<transform_cpu>));
