@@ -23,13 +23,13 @@ struct Options {
 
 Options check_arguments(const char* op, const Tensor& x, int64_t block, std::optional<int64_t> seed,
                         bool inverse) {
-  STD_TORCH_CHECK(x.dim() >= 1, "pvq::", op, ": x has no dimension, expected at least one");
+  PVQ_CHECK(x.dim() >= 1, "pvq::", op, ": x has no dimension, expected at least one");
   HadamardSplit split;
-  STD_TORCH_CHECK(split_hadamard_block(block, &split), "pvq::", op, ": block is ", block,
+  PVQ_CHECK(split_hadamard_block(block, &split), "pvq::", op, ": block is ", block,
                   ", for which there is no Hadamard matrix; take a power of two up to ",
                   1 << kMaxHadamardPower, " or pvq.rotation.default_block(", x.size(x.dim() - 1),
                   ")");
-  STD_TORCH_CHECK(x.size(x.dim() - 1) % block == 0, "pvq::", op, ": x has ", x.size(x.dim() - 1),
+  PVQ_CHECK(x.size(x.dim() - 1) % block == 0, "pvq::", op, ": x has ", x.size(x.dim() - 1),
                   " columns, expected a multiple of block = ", block);
   Options options{static_cast<int>(block), std::nullopt, inverse};
   if (seed) options.seed = static_cast<uint64_t>(*seed);

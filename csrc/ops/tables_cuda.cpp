@@ -19,7 +19,7 @@ int64_t checked_columns(const char* op, const Tensor& fragments, int64_t rows, i
   check_rank(op, "fragments", fragments, 1);
   const int64_t bytes = fragments.numel() - kTableBytes;
   const int64_t column_of_chunks = table_tiles(rows) * table_chunk_bytes(int(bits));
-  STD_TORCH_CHECK(fragments.is_contiguous() && bytes >= 0 &&
+  PVQ_CHECK(fragments.is_contiguous() && bytes >= 0 &&
                       (column_of_chunks ? bytes % column_of_chunks == 0 : bytes == 0),
                   "pvq::", op, ": fragments has ", fragments.numel(),
                   " bytes, which is no whole number of chunks for ", rows, " rows at ", bits,
@@ -39,9 +39,9 @@ Tensor table_fragments(const Tensor& code, const Tensor& table, int64_t bits) {
   const int64_t entries = bits == 4 ? 2 : 4;
   check_dtype(op, "table", table, {ScalarType::Char});
   check_shape(op, "table", table, {256, entries});
-  STD_TORCH_CHECK(table.is_cpu(), "pvq::table_fragments: table is on a GPU, expected it on the CPU");
+  PVQ_CHECK(table.is_cpu(), "pvq::table_fragments: table is on a GPU, expected it on the CPU");
   const int64_t rows = code.size(0), cols = code.size(1) * 8 / bits;
-  STD_TORCH_CHECK(cols % kChunkCols == 0 && cols * bits / 8 == code.size(1),
+  PVQ_CHECK(cols % kChunkCols == 0 && cols * bits / 8 == code.size(1),
                   "pvq::table_fragments: code has ", code.size(1), " bytes a row, expected those of "
                   "a multiple of ", kChunkCols, " columns at ", bits, " bits");
   const DeviceGuard guard(code.get_device_index());
@@ -66,7 +66,7 @@ Tensor table_expand(const Tensor& fragments, const Tensor& row_scale, int64_t bi
   check_dtype(op, "row_scale", row_scale, {ScalarType::BFloat16});
   check_rank(op, "row_scale", row_scale, 1);
   check_same_device(op, "row_scale", row_scale, "fragments", fragments);
-  STD_TORCH_CHECK(dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
+  PVQ_CHECK(dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
                   "pvq::table_expand: dtype is ", dtype_name(dtype),
                   ", expected float16 or bfloat16");
   const int64_t rows = row_scale.size(0), cols = checked_columns(op, fragments, rows, bits);
@@ -99,7 +99,7 @@ Tensor table_matmul_fragments(const Tensor& x, const Tensor& fragments, const Te
   check_same_device(op, "x", x, "fragments", fragments);
   check_same_device(op, "row_scale", row_scale, "fragments", fragments);
   const int64_t rows = row_scale.size(0), cols = checked_columns(op, fragments, rows, bits);
-  STD_TORCH_CHECK(x.dim() >= 1 && x.size(-1) == cols, "pvq::", op, ": x has shape ", shape_name(x),
+  PVQ_CHECK(x.dim() >= 1 && x.size(-1) == cols, "pvq::", op, ": x has shape ", shape_name(x),
                   ", expected [..., ", cols, "]");
   check_rotation(op, {block, seed}, cols);
   const DeviceGuard guard(x.get_device_index());
