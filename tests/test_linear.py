@@ -178,7 +178,7 @@ def test_linear_refuses_a_config_that_does_not_fit():
 
 
 def test_repr_says_what_it_is():
-    layer = PVQLinear.from_linear(dense_layer(64, 48), PVQConfig())
+    layer = PVQLinear.from_linear(dense_layer(64, 48), PVQConfig(pulses=27))
     assert "in_features=64, out_features=48, bias=True, dim=16, pulses=27" in repr(layer)
 
 

@@ -99,7 +99,7 @@ def test_skip_and_overrides_by_pattern(small_llama):
     model = small_llama()
     report = quantize(
         model,
-        PVQConfig(2.25),
+        PVQConfig(pulses=12),
         skip=["*.layers.0.*", "*.k_proj"],
         overrides={
             "*_proj": {"seed": 4},

@@ -32,10 +32,10 @@ Buffer<T> make_buffer(int64_t count) {
   return Buffer<T>(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64})));
 }
 
-// c[t * width + l - l0] += sum over i of d(i, l) * a[i * tokens + t] for what visit_missing(l0, l1)
-// tells, lanes [l0, l1) at most `width`. Returns kNoRow or a damaged row.
+// Adds what the tiles of lanes [l0, l1) leave out to c [tokens, width], for a [depth, tokens]. `sum`
+// is scratch, [width, tokens]. Returns kNoRow or a damaged row.
 int64_t add_missing(const WeightTiles& weights, int64_t l0, int64_t l1, const float* a,
-                    int64_t tokens, int64_t width, float* c);
+                    int64_t tokens, int64_t width, float* sum, float* c);
 
 // The product of matrices rounded to bfloat16, or null where this machine or the matrix's groups do
 // not allow it or float32 is faster for so few tokens.

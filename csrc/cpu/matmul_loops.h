@@ -92,35 +92,45 @@ PVQ_INLINE void unpack(const Plane& plane, const float* scale, int dim, int64_t 
   }
 }
 
-constexpr int64_t kPrefetchColumns = 512;  // one page of 4-bit planes
+constexpr int64_t kBlockColumns = 512;  // one page of 4-bit planes
 
-// Several sums a token while tokens are few: one chain of dependent additions would bound the speed.
+// Several chains of sums a token while tokens are few: one alone would bound the speed. Groups add
+// up to a block, blocks to the whole, because three short sums round less than a long one.
 template <class V, int kTokens, class Plane>
 PVQ_INLINE void direct(const Plane& plane, const float* scale, int dim, int64_t groups,
                        const float* a, float* c, int64_t stride) {
   constexpr int kChains = kTokens * 4 <= V::kSums ? 4 : kTokens * 2 <= V::kSums ? 2 : 1;
-  V sum[kTokens];
-  unroll<kTokens>([&](auto token) PVQ_LAMBDA_INLINE { sum[token] = V::zero(); });
-  const int64_t ahead = 1 + kPrefetchColumns / dim;
-  for (int64_t g = 0; g < groups; ++g) {
-    prefetch_group(plane, scale, dim, g + ahead);
-    V chain[kChains * kTokens];
-    unroll<kChains * kTokens>([&](auto n) PVQ_LAMBDA_INLINE { chain[n] = V::zero(); });
-    visit_group(plane, g * dim, dim, [&](int i, auto t, V integers) PVQ_LAMBDA_INLINE {
-      const float* x = a + (g * dim + i + t) * kTokens;
+  const int64_t block = 1 + kBlockColumns / dim;
+  unroll<kTokens>([&](auto token) PVQ_LAMBDA_INLINE { V::zero().store(c + token * stride); });
+  for (int64_t begin = 0; begin < groups; begin += block) {
+    const int64_t end = begin + block < groups ? begin + block : groups;
+    V sum[kTokens];
+    unroll<kTokens>([&](auto token) PVQ_LAMBDA_INLINE { sum[token] = V::zero(); });
+    for (int64_t g = begin; g < end; ++g) {
+      prefetch_group(plane, scale, dim, g + block);
+      V chain[kChains * kTokens];
+      unroll<kChains * kTokens>([&](auto n) PVQ_LAMBDA_INLINE { chain[n] = V::zero(); });
+      visit_group(plane, g * dim, dim, [&](int i, auto t, V integers) PVQ_LAMBDA_INLINE {
+        const float* x = a + (g * dim + i + t) * kTokens;
+        unroll<kTokens>([&](auto token) PVQ_LAMBDA_INLINE {
+          V& s = chain[t % kChains * kTokens + token];
+          s = V::fma(integers, V::broadcast(x + token), s);
+        });
+      });
+      const V s = V::load(scale + g * 16);
       unroll<kTokens>([&](auto token) PVQ_LAMBDA_INLINE {
-        V& s = chain[t % kChains * kTokens + token];
-        s = V::fma(integers, V::broadcast(x + token), s);
+        V total = chain[token];
+        unroll<kChains - 1>([&](auto n) PVQ_LAMBDA_INLINE {
+          total = total + chain[(n + 1) * kTokens + token];
+        });
+        sum[token] = V::fma(s, total, sum[token]);
       });
-    });
-    const V s = V::load(scale + g * 16);
+    }
     unroll<kTokens>([&](auto token) PVQ_LAMBDA_INLINE {
-      unroll<kChains>([&](auto n) PVQ_LAMBDA_INLINE {
-        sum[token] = V::fma(s, chain[n * kTokens + token], sum[token]);
-      });
+      float* out = c + token * stride;
+      (V::load(out) + sum[token]).store(out);
     });
   }
-  unroll<kTokens>([&](auto token) PVQ_LAMBDA_INLINE { sum[token].store(c + token * stride); });
 }
 
 // tokens is a template argument inside: walk down to the right instance.

@@ -31,7 +31,11 @@ const MatmulKernels& matmul_kernels() {
   return matmul_kernels_portable;
 }
 
-int64_t WeightTiles::visit_missing(int64_t, int64_t, const Missing&) const { return kNoRow; }
+bool WeightTiles::has_missing() const { return false; }
+
+int64_t WeightTiles::add_missing(int64_t, int64_t, const float*, int64_t, float*) const {
+  return kNoRow;
+}
 
 bool WeightTiles::prefers_direct(int64_t) const { return false; }
 
@@ -105,8 +109,11 @@ int64_t PlaneTiles::fill(int64_t i0, int64_t i1, int64_t l0, int64_t l1, float* 
   return kNoRow;
 }
 
+bool PlaneTiles::has_missing() const { return planes_.outliers > 0; }
+
 // The list comes from tensors that anybody may have made: nothing is read that they do not own.
-int64_t PlaneTiles::visit_missing(int64_t l0, int64_t l1, const Missing& use) const {
+int64_t PlaneTiles::add_missing(int64_t l0, int64_t l1, const float* a, int64_t tokens,
+                                float* sum) const {
   const int64_t row0 = transposed_ ? 0 : l0, row1 = transposed_ ? planes_.rows : l1;
   const int64_t c0 = transposed_ ? l0 : 0, c1 = transposed_ ? l1 : planes_.cols();
   for (int64_t panel = row0 / kPanelRows; panel * kPanelRows < row1; ++panel) {
@@ -118,8 +125,9 @@ int64_t PlaneTiles::visit_missing(int64_t l0, int64_t l1, const Missing& use) co
          p != last && *p < c1 * kPanelRows; ++p) {
       const int64_t row = panel * kPanelRows + *p % kPanelRows, column = *p / kPanelRows;
       if (row >= planes_.rows || column < c0 || *p < 0) return panel * kPanelRows;
-      const float value = planes_.outlier_value[p - place];
-      transposed_ ? use(row, column - l0, value) : use(column, row - l0, value);
+      const int64_t i = transposed_ ? row : column, l = (transposed_ ? column : row) - l0;
+      const float d = planes_.outlier_value[p - place];
+      for (int64_t t = 0; t < tokens; ++t) sum[l * tokens + t] += d * a[i * tokens + t];
     }
   }
   return kNoRow;

@@ -5,7 +5,6 @@
 #include <atomic>
 #include <vector>
 
-#include "core/hadamard_factors.h"
 #include "core/signs.h"
 #include "cpu/hadamard.h"
 #include "cpu/matmul.h"
@@ -127,16 +126,6 @@ void check_activations(const char* op, const char* name, const Tensor& x, int64_
   STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == size, "pvq::", op, ": ", name,
                   " has shape ", shape_name(x), ", expected [..., ", size, "], the ", size_name);
   check_same_device(op, name, x, other_name, other);
-}
-
-void check_rotation(const char* op, Rotation rotation, int64_t cols) {
-  if (rotation.block == 0) return;
-  HadamardSplit split;
-  STD_TORCH_CHECK(split_hadamard_block(rotation.block, &split), "pvq::", op, ": block is ",
-                  rotation.block, ", for which there is no Hadamard matrix; expected 0 (no rotation) "
-                  "or a power of two times 1, 12, 20, 28 or another supported order");
-  STD_TORCH_CHECK(cols % rotation.block == 0, "pvq::", op, ": block is ", rotation.block,
-                  ", which does not divide the ", cols, " columns");
 }
 
 ProductResult multiply_rotated(const Tensor& x, const WeightTiles& tiles, Rotation rotation) {

@@ -4,19 +4,13 @@
 #include <cstdint>
 
 #include "cpu/matmul_tiles.h"
-#include "ops/checks.h"
+#include "ops/rotation.h"
 
 namespace pvq::ops {
-
-// The rotation of the input dimension (cpu/hadamard.h); block 0 means none.
-struct Rotation {
-  int64_t block, seed;
-};
 
 // x [..., size] of float32, bfloat16 or float16 on the device of `other`.
 void check_activations(const char* op, const char* name, const Tensor& x, int64_t size,
                        const char* size_name, const char* other_name, const Tensor& other);
-void check_rotation(const char* op, Rotation rotation, int64_t cols);
 
 struct ProductResult {
   Tensor out;       // [..., lanes], in x's dtype

@@ -102,5 +102,5 @@ def expected_error(dim: int, pulses: int, gain_bits: int) -> float:
     4 bits (benchmarks/gaussian_mse.py). The amplitude's law has variance 1/2 and is nearly normal,
     so its error is that of a scalar quantizer, shared by the group's ``dim`` weights.
     """
-    direction = 1.55 * 2.0 ** (-2 * math.log2(_core.count(dim, pulses)) / (dim - 1))
+    direction: float = 1.55 * 2.0 ** (-2 * math.log2(_core.count(dim, pulses)) / (dim - 1))
     return direction + 0.5 * _LLOYD_MAX[gain_bits] / dim
