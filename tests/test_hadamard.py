@@ -414,9 +414,7 @@ def test_cuda_transform_is_its_definition(block, dtype, seed, inverse):
 def test_cuda_many_rows(block, dtype):
     """More blocks than the kernels for few rows take."""
     x = random((700, block), dtype, block, "cuda")
-    y = rotate(x, block, 3)
-    assert_close(y, x, block, 3)
-    assert torch.equal(y[:2], rotate(x[:2], block, 3)) or dtype == torch.float32
+    assert_close(rotate(x, block, 3), x, block, 3)
 
 
 @needs_cuda
