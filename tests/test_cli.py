@@ -98,7 +98,7 @@ def test_quantize_reports_every_layer(tmp_path, capsys):
     assert result["out"] == str(out)
     layers = {layer["name"]: layer for layer in result["layers"]}
     assert len(layers) == 21 + 1
-    assert layers["model.layers.1.mlp.down_proj"]["config"]["pulses"] == 27
+    assert layers["model.layers.1.mlp.down_proj"]["config"]["pulses"] == 28
     assert layers["model.layers.1.mlp.down_proj"]["config"]["gain_law"] == "beta"
     assert layers["model.layers.1.mlp.up_proj"]["config"]["pulses"] == 12
     assert layers["model.embed_tokens"]["kind"] == "embedding"

@@ -2,6 +2,7 @@ import dataclasses
 import math
 
 import pytest
+import torch
 from reference import count
 
 from pvq import PVQConfig
@@ -16,9 +17,24 @@ def index_bits(dim: int, pulses: int) -> int:
     ("bits", "pulses"), [(2.25, 12), (2.75, 18), (3.25, 27), (3.75, 40), (4.25, 58)]
 )
 def test_production_rates_at_dim_16(bits, pulses):
-    config = PVQConfig(bits)
+    config = PVQConfig(bits, gain_bits=4)
     assert (config.dim, config.pulses, config.gain_bits) == (16, pulses, 4)
+    assert config == PVQConfig(pulses=pulses)
     assert config.bits == bits
+
+
+@pytest.mark.parametrize("dim", [8, 16, 32])
+@pytest.mark.parametrize("bits", [1.5, 2.25, 3.0, 3.25, 4.25])
+def test_the_rate_is_shared_out_with_nearly_the_least_error(dim, bits):
+    def error(config):
+        w = torch.randn(32, 2048, generator=torch.Generator().manual_seed(3))
+        code = config.code
+        return float((code.dequantize(code.quantize(w), 2048) - w).square().mean())
+
+    chosen = PVQConfig(bits, dim=dim)
+    assert chosen.bits == bits or dim == 8
+    every = [error(PVQConfig(bits, dim=dim, gain_bits=gain)) for gain in range(6)]
+    assert error(chosen) <= 1.03 * min(every)
 
 
 @pytest.mark.parametrize("dim", [2, 3, 8, 16, 24, 64, 256])
@@ -35,8 +51,8 @@ def test_bits_takes_the_most_pulses_that_fit(dim, bits, gain_bits):
 
 
 def test_bits_is_a_way_to_ask_for_pulses():
-    assert PVQConfig() == PVQConfig(bits=3.25) == PVQConfig(pulses=27)
-    assert hash(PVQConfig(3.25)) == hash(PVQConfig(pulses=27))
+    assert PVQConfig() == PVQConfig(bits=3.25) == PVQConfig(pulses=28, gain_bits=3)
+    assert hash(PVQConfig(3.25)) == hash(PVQConfig(pulses=28, gain_bits=3))
     assert PVQConfig(3.25) != PVQConfig(4.25)
 
 
@@ -116,7 +132,7 @@ def test_for_cols_says_what_divides():
 def test_replace_derives_pulses_anew_only_when_asked():
     config = PVQConfig(pulses=12, seed=5)
     assert config.replace(seed=6) == PVQConfig(pulses=12, seed=6)
-    assert config.replace(bits=3.25) == PVQConfig(pulses=27, seed=5)
+    assert config.replace(bits=3.25) == PVQConfig(bits=3.25, seed=5)
     assert config.replace(dim=8) == PVQConfig(config.bits, dim=8, seed=5)
     assert config.replace(dim=8, pulses=3) == PVQConfig(dim=8, pulses=3, seed=5)
     assert PVQConfig(block=64).replace(rotation="none").block is None

@@ -13,7 +13,7 @@ const Pyramid& checked_pyramid(const char* op, int64_t dim, int64_t pulses) {
 const std::vector<float>& checked_levels(const char* op, int64_t dim, int64_t cols,
                                          int64_t gain_bits, const std::string& law) {
   check_range(op, "gain_bits", gain_bits, 0, kMaxGainBits);
-  STD_TORCH_CHECK(law == "lloyd" || law == "beta", "pvq::", op, ": gain_law is '", law,
+  PVQ_CHECK(law == "lloyd" || law == "beta", "pvq::", op, ": gain_law is '", law,
                   "', expected 'lloyd' or 'beta'");
   // A matrix without columns has no groups; any valid table serves.
   return gain_levels(int(dim), cols > 0 ? cols : dim, int(gain_bits), gain_law(law));
@@ -23,7 +23,7 @@ StoredCode checked_code(const char* op, const Tensor& index, const Tensor& gain,
                         const Tensor& row_scale, int64_t dim, int64_t pulses, int64_t gain_bits,
                         const std::string& law, int64_t cols) {
   const Pyramid& pyramid = checked_pyramid(op, dim, pulses);
-  STD_TORCH_CHECK(cols >= 0 && cols % dim == 0, "pvq::", op, ": cols is ", cols,
+  PVQ_CHECK(cols >= 0 && cols % dim == 0, "pvq::", op, ": cols is ", cols,
                   ", expected a multiple of dim = ", dim);
   const std::vector<float>& levels = checked_levels(op, dim, cols, gain_bits, law);
   check_dtype(op, "index", index, {ScalarType::Byte});
@@ -58,10 +58,9 @@ StoredCode checked_code(const char* op, const Tensor& index, const Tensor& gain,
 }
 
 void refuse_index(const char* op, int64_t row) {
-  STD_TORCH_CHECK(false, "pvq::", op, ": index of row ", row,
+  fail("pvq::", op, ": index of row ", row,
                   " names no point of the pyramid; the codes are damaged or dim and pulses are not "
                   "those they were made with");
-  __builtin_unreachable();
 }
 
 }  // namespace pvq::ops

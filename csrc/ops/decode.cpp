@@ -22,7 +22,7 @@ Tensor decode_cpu(const Tensor& index, int64_t dim, int64_t pulses, int64_t grou
   check_dtype(op, "index", index, {ScalarType::Byte});
   check_rank(op, "index", index, 2);
   const Pyramid& pyramid = checked_pyramid(op, dim, pulses);
-  STD_TORCH_CHECK(groups >= 0, "pvq::decode: groups is ", groups, ", expected 0 or more");
+  PVQ_CHECK(groups >= 0, "pvq::decode: groups is ", groups, ", expected 0 or more");
   const int64_t rows = index.size(0);
   const int64_t stride = bits::bytes_for(groups, pyramid.view().index_bits);
   check_shape(op, "index", index, {rows, stride});
@@ -43,7 +43,7 @@ Tensor dequantize_cpu(const Tensor& index, const Tensor& gain, const Tensor& row
                       int64_t pulses, int64_t gain_bits, std::string gain_law, int64_t cols,
                       ScalarType dtype, int64_t block, int64_t seed) {
   constexpr const char* op = "dequantize";
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Half ||
+  PVQ_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Half ||
                       dtype == ScalarType::BFloat16 || dtype == ScalarType::Double,
                   "pvq::dequantize: dtype is ", dtype_name(dtype),
                   ", expected float32, float16, bfloat16 or float64");

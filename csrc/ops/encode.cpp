@@ -29,7 +29,7 @@ Tensor nearest_cpu(const Tensor& x, int64_t pulses, int64_t quality) {
   constexpr const char* op = "nearest";
   check_dtype(op, "x", x,
               {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16, ScalarType::Double});
-  STD_TORCH_CHECK(x.dim() >= 1, "pvq::nearest: x is a scalar, expected [..., dim]");
+  PVQ_CHECK(x.dim() >= 1, "pvq::nearest: x is a scalar, expected [..., dim]");
   const int64_t dim = x.size(-1);
   check_range(op, "dim (the last size of x)", dim, 1, kMaxDim);
   check_range(op, "pulses", pulses, 1, kMaxPulses);
@@ -47,7 +47,7 @@ Tensor nearest_cpu(const Tensor& x, int64_t pulses, int64_t quality) {
     nearest_points(in + begin * dim, end - begin, int(dim), int(pulses), int(quality),
                    out + begin * dim);
   });
-  STD_TORCH_CHECK(finite, "pvq::nearest: x holds NaN or infinity, expected finite values");
+  PVQ_CHECK(finite, "pvq::nearest: x holds NaN or infinity, expected finite values");
   return y;
 }
 
@@ -75,7 +75,7 @@ Tensor encode_cpu(const Tensor& y, int64_t pulses) {
                    }
                  }
                });
-  STD_TORCH_CHECK(refused < 0, "pvq::encode: y[", refused / std::max<int64_t>(1, groups), ", ",
+  PVQ_CHECK(refused < 0, "pvq::encode: y[", refused / std::max<int64_t>(1, groups), ", ",
                   refused % std::max<int64_t>(1, groups),
                   "] is no point of the pyramid, expected a sum of magnitudes of ", pulses,
                   " or all zeros");
@@ -90,7 +90,7 @@ std::tuple<Tensor, Tensor, Tensor> quantize_cpu(const Tensor& w, int64_t dim, in
   check_rank(op, "w", w, 2);
   const int64_t rows = w.size(0), cols = w.size(1);
   const Pyramid& pyramid = checked_pyramid(op, dim, pulses);
-  STD_TORCH_CHECK(cols % dim == 0, "pvq::quantize: w has ", cols,
+  PVQ_CHECK(cols % dim == 0, "pvq::quantize: w has ", cols,
                   " columns, expected a multiple of dim = ", dim);
   const std::vector<float>& levels = checked_levels(op, dim, cols, gain_bits, law);
   check_quality(op, quality);
@@ -117,7 +117,7 @@ std::tuple<Tensor, Tensor, Tensor> quantize_cpu(const Tensor& w, int64_t dim, in
                    }
                  }
                });
-  STD_TORCH_CHECK(refused < 0, "pvq::quantize: row ", int64_t(refused),
+  PVQ_CHECK(refused < 0, "pvq::quantize: row ", int64_t(refused),
                   " of w holds NaN or infinity, expected finite weights");
   return {index, gain, row_scale};
 }

@@ -87,7 +87,7 @@ Tensor matmul_cpu(const Tensor& x, const Tensor& index, const Tensor& gain, cons
                   int64_t dim, int64_t pulses, int64_t gain_bits, const std::string& gain_law,
                   int64_t block, int64_t seed) {
   constexpr const char* op = "matmul";
-  STD_TORCH_CHECK(x.dim() >= 1, "pvq::matmul: x has no dimensions, expected [..., in_features]");
+  PVQ_CHECK(x.dim() >= 1, "pvq::matmul: x has no dimensions, expected [..., in_features]");
   const int64_t cols = x.size(x.dim() - 1);
   const StoredCode code =
       checked_code(op, index, gain, row_scale, dim, pulses, gain_bits, gain_law, cols);
@@ -119,8 +119,8 @@ Tensor matmul_transposed_cpu(const Tensor& g, const Tensor& index, const Tensor&
 void check_activations(const char* op, const char* name, const Tensor& x, int64_t size,
                        const char* size_name, const char* other_name, const Tensor& other) {
   check_dtype(op, name, x, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
-  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == size, "pvq::", op, ": ", name,
-                  " has shape ", shape_name(x), ", expected [..., ", size, "], the ", size_name);
+  PVQ_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == size, "pvq::", op, ": ", name, " has shape ",
+            shape_name(x), ", expected [..., ", size, "], the ", size_name);
   check_same_device(op, name, x, other_name, other);
 }
 

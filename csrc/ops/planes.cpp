@@ -52,10 +52,9 @@ PlaneTensors to_planes_cpu(const Tensor& index, const Tensor& gain, const Tensor
 
   int64_t total = 0;
   for (const auto& panel : outliers) total += static_cast<int64_t>(panel.size());
-  STD_TORCH_CHECK(
-      total <= std::numeric_limits<int32_t>::max(), "pvq::to_planes: ", total,
-      " integers do not fit the planes, expected fewer than 2^31; multiply from the index "
-      "instead");
+  PVQ_CHECK(total <= std::numeric_limits<int32_t>::max(), "pvq::to_planes: ", total,
+            " integers do not fit the planes, expected fewer than 2^31; multiply from the index "
+            "instead");
   Tensor start = torch::stable::new_empty(index, {panels + 1}, ScalarType::Int);
   Tensor place = torch::stable::new_empty(index, {total}, ScalarType::Int);
   Tensor value = torch::stable::new_empty(index, {total}, ScalarType::Float);
@@ -84,7 +83,7 @@ StoredPlanes checked_planes(const char* op, const Tensor& planes, const Tensor& 
                             const Tensor& outlier_start, const Tensor& outlier_place,
                             const Tensor& outlier_value, int64_t rows, int64_t dim) {
   check_range(op, "dim", dim, 1, kMaxDim);
-  STD_TORCH_CHECK(rows >= 0, "pvq::", op, ": rows is ", rows, ", expected 0 or more");
+  PVQ_CHECK(rows >= 0, "pvq::", op, ": rows is ", rows, ", expected 0 or more");
   check_dtype(op, "planes", planes, {ScalarType::Int, ScalarType::Char});
   check_dtype(op, "scale", scale, {ScalarType::Float});
   check_dtype(op, "outlier_start", outlier_start, {ScalarType::Int});
@@ -124,8 +123,8 @@ StoredPlanes checked_planes(const char* op, const Tensor& planes, const Tensor& 
 }
 
 Tensor checked_result(const char* op, const ProductResult& result) {
-  STD_TORCH_CHECK(result.bad_row == kNoRow, "pvq::", op, ": the outliers of row ", result.bad_row,
-                  " or the 15 after it are damaged; make the planes again with to_planes");
+  PVQ_CHECK(result.bad_row == kNoRow, "pvq::", op, ": the outliers of row ", result.bad_row,
+            " or the 15 after it are damaged; make the planes again with to_planes");
   return result.out;
 }
 

@@ -37,6 +37,12 @@ STABLE_TORCH_LIBRARY(pvq, m) {
       "matmul_planes_transposed(Tensor g, Tensor planes, Tensor scale, Tensor outlier_start,"
       " Tensor outlier_place, Tensor outlier_value, int rows, int dim, int block=0, int seed=0)"
       " -> Tensor");
+  m.def("table_fragments(Tensor code, Tensor table, int bits) -> Tensor");
+  m.def(
+      "table_expand(Tensor fragments, Tensor row_scale, int bits, ScalarType dtype) -> Tensor");
+  m.def(
+      "table_matmul_fragments(Tensor x, Tensor fragments, Tensor row_scale, int bits, int block=0,"
+      " int seed=0) -> Tensor");
 }
 
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {

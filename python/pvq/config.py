@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from pvq import _core
-from pvq.codes.pyramid import GAIN_LAWS, PyramidCode
+from pvq.codes.pyramid import GAIN_LAWS, PyramidCode, expected_error, most_pulses
 from pvq.rotation import default_block, supported_block
 
 # Of the stored form: raise it when an older pvq would decode a newer file wrongly.
@@ -31,15 +31,18 @@ class PVQConfig:
     """How one weight matrix is quantized.
 
     ``PVQConfig(3.25)`` asks for a rate and gets the pulses that reach it; ``PVQConfig(dim=16,
-    pulses=27)`` names them. ``bits`` counts the index and the gain: the largest ``pulses`` is taken
-    whose index takes at most ``round(bits * dim) - gain_bits`` bits. At ``dim=16`` with the 4 gain
-    bits of the default, 2.25, 2.75, 3.25, 3.75 and 4.25 give 12, 18, 27, 40 and 58 pulses. One
-    16-bit scale a row comes on top (16 / cols bits a weight); it is part of every rate reported.
+    pulses=27)`` names them. ``bits`` counts the index and the gain, ``round(bits * dim)`` bits a
+    group; of all ways to share them out, the one with the least expected error on a Gaussian source
+    is taken (:func:`pvq.codes.pyramid.expected_error`), or the most pulses that fit if ``gain_bits``
+    is given. At ``dim=16``, 2.25, 3.25 and 4.25 bits give 14, 28 and 58 pulses with 1, 3 and 4 gain
+    bits. One 16-bit scale a row comes on top (16 / cols bits a weight); it is part of every rate
+    reported.
 
     Attributes:
         dim: group size D, how many consecutive weights of a row form one vector; 2 to 256.
         pulses: K, the L1 norm of the integer vector that stands for a group; 1 to 4096.
-        gain_bits: bits of a group's amplitude, 0 to 8; ``None`` takes 4.
+        gain_bits: bits of a group's amplitude, 0 to 8; ``None`` takes the best share of ``bits``,
+            or 4 beside ``pulses``.
         gain_law: codebook of the amplitudes, ``"lloyd"`` (Lloyd-Max) or ``"beta"`` (quantiles),
             both of the law that a group's amplitude has in a Gaussian row.
         rotation: ``"hadamard"`` (randomised block Hadamard of the input dimension) or ``"none"``.
@@ -93,10 +96,12 @@ class PVQConfig:
                 "pulses, pass one of them"
             )
         _check_int("dim", dim, 2, MAX_DIM, "a group needs at least two weights for a direction")
-        gain_bits = 4 if gain_bits is None else gain_bits
-        _check_int("gain_bits", gain_bits, 0, MAX_GAIN_BITS)
+        if gain_bits is not None:
+            _check_int("gain_bits", gain_bits, 0, MAX_GAIN_BITS)
         if pulses is None:
-            pulses = _pulses_of_rate(3.25 if bits is None else bits, dim, gain_bits)
+            pulses, gain_bits = _share_out(3.25 if bits is None else bits, dim, gain_bits)
+        elif gain_bits is None:
+            gain_bits = 4
         _check_int("pulses", pulses, 1, MAX_PULSES, "without a pulse there is no direction")
         _check_choice("gain_law", gain_law, GAIN_LAWS)
         _check_choice("rotation", rotation, ROTATIONS)
@@ -171,8 +176,7 @@ class PVQConfig:
     def replace(self, **changes: Any) -> "PVQConfig":
         """A copy with some arguments of the constructor changed.
 
-        ``bits``, ``dim`` or ``gain_bits`` without ``pulses``: ``bits`` derives the pulses anew;
-        ``dim`` alone keeps the rate as near as that dim allows.
+        ``bits`` shares the rate out anew; ``dim`` alone keeps the rate as near as that dim allows.
 
         Raises:
             ValueError: on an unknown name or a value that the constructor refuses.
@@ -188,7 +192,7 @@ class PVQConfig:
             changes["bits"] = self.bits
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
         if changes.get("bits") is not None:
-            del kept["pulses"]
+            del kept["pulses"], kept["gain_bits"]
         if changes.get("rotation") == "none" and "block" not in changes:
             kept["block"] = None
         return PVQConfig(**{**kept, **changes})
@@ -232,25 +236,26 @@ def check_format_version(version: object) -> None:
 
 
 @functools.cache
-def _pulses_of_rate(bits: float, dim: int, gain_bits: int) -> int:
+def _share_out(bits: float, dim: int, gain_bits: int | None) -> tuple[int, int]:
+    """Pulses and gain bits of a rate; ``gain_bits`` is kept if it is given."""
     if isinstance(bits, bool) or not isinstance(bits, int | float):
         raise TypeError(f"bits is {bits!r}, expected a number of bits a weight such as 3.25")
-    low = (_core.index_bits(dim, 1) + gain_bits) / dim
-    high = (_core.index_bits(dim, MAX_PULSES) + gain_bits) / dim
+    choices = range(MAX_GAIN_BITS + 1) if gain_bits is None else (gain_bits,)
+    low = (_core.index_bits(dim, 1) + choices[0]) / dim
+    high = (_core.index_bits(dim, MAX_PULSES) + choices[-1]) / dim
     if not math.isfinite(bits) or not low <= bits <= high:
+        given = "" if gain_bits is None else f" and gain_bits={gain_bits}"
         raise ValueError(
-            f"bits={bits} is out of reach with dim={dim} and gain_bits={gain_bits}: choose from "
-            f"{low:.4g} to {high:.4g}, or another dim"
+            f"bits={bits} is out of reach with dim={dim}{given}: choose from {low:.4g} to "
+            f"{high:.4g}, or another dim"
         )
-    budget = math.floor(bits * dim + 0.5) - gain_bits
-    inside, outside = 1, MAX_PULSES + 1  # index_bits grows with the pulses: bisect
-    while outside - inside > 1:
-        middle = (inside + outside) // 2
-        if _core.index_bits(dim, middle) <= budget:
-            inside = middle
-        else:
-            outside = middle
-    return inside
+    budget = math.floor(bits * dim + 0.5)
+    shares = [
+        (most_pulses(dim, budget - gain, MAX_PULSES), gain)
+        for gain in choices
+        if _core.index_bits(dim, 1) <= budget - gain
+    ]
+    return min(shares, key=lambda share: expected_error(dim, *share))
 
 
 def _dividing_dims(cols: int, dim: int) -> str:
