@@ -27,6 +27,7 @@ def pvq(*arguments: object) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
         timeout=300,
+        cwd=DATA,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )
 
