@@ -150,9 +150,10 @@ def test_layers_survive_copy_and_pickle():
         assert same_state(layer, twin)
 
 
-def test_gradient_of_the_input_is_that_of_the_dense_layer():
+@pytest.mark.parametrize("layout", ["index", "planes"])
+def test_gradient_of_the_input_is_that_of_the_dense_layer(layout):
     dense = dense_layer(64, 48)
-    layer = PVQLinear.from_linear(dense, PVQConfig())
+    layer = PVQLinear.from_linear(dense, PVQConfig()).prepare(layout)
     x = torch.randn(5, 64, requires_grad=True)
     layer(x).square().sum().backward()
     weight = layer.dequantize().double()

@@ -83,7 +83,7 @@ class PyramidCode:
 
 
 def most_pulses(dim: int, index_bits: int, limit: int) -> int:
-    """The largest number of pulses up to ``limit`` whose index takes at most ``index_bits`` bits."""
+    """The most pulses, up to ``limit``, whose index takes at most ``index_bits`` bits."""
     inside, outside = 0, limit + 1  # index_bits grows with the pulses: bisect
     while outside - inside > 1:
         middle = (inside + outside) // 2
