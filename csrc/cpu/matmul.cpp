@@ -9,8 +9,8 @@
 namespace pvq {
 namespace {
 
-// A tile of 64 lanes by 128 reduction indices has 32 KB, and stays in the first-level cache together
-// with the activations that belong to it.
+// A tile of 64 lanes by 128 reduction indices has 32 KB, and stays in the first-level cache
+// together with the activations that belong to it.
 constexpr int64_t kPanelLanes = 64;
 constexpr int64_t kTileDepth = 128;
 

@@ -29,9 +29,8 @@ struct MatmulKernels {
   void (*unpack8)(const int8_t* bytes, const float* scale, int dim, int64_t begin, int64_t end,
                   float* tile, int64_t stride);
 
-  // The product of a whole panel without a tile:
-  // c[t * stride + lane] = sum over groups of scale * (sum over the group of integer *
-  // a[column][t]).
+  // The product of a whole panel without a tile: c[t * stride + lane] =
+  // sum over groups of scale * (sum over the group's columns of integer * a[column][t]).
   void (*direct4)(const int32_t* words, const float* scale, int dim, int64_t groups, const float* a,
                   int tokens, float* c, int64_t stride);
   void (*direct8)(const int8_t* bytes, const float* scale, int dim, int64_t groups, const float* a,

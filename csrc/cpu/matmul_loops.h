@@ -143,8 +143,7 @@ void direct_any(const Plane& plane, const float* scale, int dim, int64_t groups,
   direct<V, kTokens>(plane, scale, dim, groups, a, c, stride);
 }
 
-// A tile is summed from zero and then added: two short chains of additions round less than a long
-// one.
+// A tile is summed from zero and then added to c: two short sums round less than a long one.
 template <class V, int kVectors, int kTokens>
 void multiply_block(const float* tile, int64_t width, const float* a, int64_t depth, float* c) {
   V sum[kTokens * kVectors];

@@ -13,9 +13,9 @@
 // What rows after the last and columns after the last would hold is zero. An integer that does not
 // fit is clipped, and what the clipping took away stands in a list, panel after panel:
 //
-//   outlier_start    int32 [panels + 1]: panel p owns entries outlier_start[p] to
-//   outlier_start[p+1] outlier_place    int32 [outliers]: 16 c + j for row 16p + j, column c;
-//   ascending in a panel outlier_value    float32 [outliers]: scale * (y - clipped y)
+//   outlier_start    int32 [panels + 1]: panel p owns entries start[p] to start[p + 1]
+//   outlier_place    int32 [outliers]: 16c + j for row 16p + j, column c; ascending in a panel
+//   outlier_value    float32 [outliers]: scale * (y - clipped y)
 #pragma once
 
 #include <cstdint>

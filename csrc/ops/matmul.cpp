@@ -53,12 +53,12 @@ int64_t multiply(const Tensor& a, int64_t tokens, const WeightTiles& tiles, bool
         [&](int64_t begin, int64_t end) { product->pack(activations, begin, end, target); });
     packed = target;
   }
-  DamagedRow bad_row;
+  DamagedRow damaged;
   const int64_t work = tokens * tiles.depth * tiles.lanes / product->panels();
   torch::stable::parallel_for(0, product->panels(), grain(work), [&](int64_t begin, int64_t end) {
-    bad_row.report(product->multiply(packed, begin, end, out));
+    damaged.report(product->multiply(packed, begin, end, out));
   });
-  return bad_row;
+  return damaged.row();
 }
 
 ProductResult multiply_with(const Tensor& x, const WeightTiles& tiles, Rotation before,
@@ -71,7 +71,7 @@ ProductResult multiply_with(const Tensor& x, const WeightTiles& tiles, Rotation 
 
   Tensor a = as_dtype(as_contiguous(x), ScalarType::Float);
   if (before.block > 0 && tiles.depth > 0) {
-    Tensor rotated = torch::stable::empty_like(a);
+    Tensor rotated = x.scalar_type() == ScalarType::Float ? torch::stable::empty_like(a) : a;
     rotate(a.const_data_ptr<float>(), rotated.mutable_data_ptr<float>(), tokens, tiles.depth,
            before, /*inverse=*/false);
     a = rotated;

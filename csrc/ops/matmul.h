@@ -9,8 +9,7 @@
 
 namespace pvq::ops {
 
-// What torch would return too, without the microsecond of asking for it where nothing is to be
-// done.
+// What torch would return too, without the microsecond that asking it takes.
 inline Tensor as_contiguous(const Tensor& t) {
   return t.is_contiguous() ? t : torch::stable::contiguous(t);
 }
@@ -30,7 +29,7 @@ class DamagedRow {
     while (row != kNoRow && (known == kNoRow || row < known))
       if (row_.compare_exchange_weak(known, row)) return;
   }
-  operator int64_t() const { return row_; }
+  int64_t row() const { return row_; }  // kNoRow if there was none
 
  private:
   std::atomic<int64_t> row_ = kNoRow;

@@ -18,16 +18,16 @@ using PlaneTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 template <class T>
 int64_t write_panels(const CodeView& code, T* planes, int64_t panel_size, float* scale,
                      std::vector<std::vector<Outlier>>& outliers) {
-  DamagedRow bad_row;
+  DamagedRow damaged;
   const int64_t groups = code.cols / code.dim;
   const auto panels = static_cast<int64_t>(outliers.size());
   torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
-      bad_row.report(write_panel(code, panel, planes + panel * panel_size,
+      damaged.report(write_panel(code, panel, planes + panel * panel_size,
                                  scale + panel * groups * kPanelRows, &outliers[panel]));
     }
   });
-  return bad_row;
+  return damaged.row();
 }
 
 PlaneTensors to_planes_cpu(const Tensor& index, const Tensor& gain, const Tensor& row_scale,
@@ -36,6 +36,7 @@ PlaneTensors to_planes_cpu(const Tensor& index, const Tensor& gain, const Tensor
   constexpr const char* op = "to_planes";
   const StoredCode code =
       checked_code(op, index, gain, row_scale, dim, pulses, gain_bits, gain_law, cols);
+  check_range(op, "cols", cols, 0, std::numeric_limits<int32_t>::max() / kPanelRows);
   const int64_t rows = code.view.rows, panels = panel_count(rows), words = words_per_row(cols);
   const bool nibbles = plane_bits(code.view.dim, code.view.pulses) == 4;
   Tensor planes = torch::stable::new_zeros(index, {panels, nibbles ? words : cols, kPanelRows},
