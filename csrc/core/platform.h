@@ -11,6 +11,13 @@
 #define PVQ_HD
 #endif
 
+// Before a loop over an array that the GPU must keep in registers: those have no addresses.
+#ifdef __CUDA_ARCH__
+#define PVQ_UNROLL _Pragma("unroll")
+#else
+#define PVQ_UNROLL
+#endif
+
 namespace pvq {
 
 constexpr int kMaxDim = 256;

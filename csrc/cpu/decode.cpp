@@ -43,7 +43,7 @@ bool decode_wide(const PyramidView& p, const uint8_t* stream, int64_t begin, int
     const int order = limbs::compare(index, p.limbs, zero_index, root.limbs);
     if (order > 0) return false;
     if (order < 0) {
-      unrank_wide(p, index, y);
+      unrank_wide<limbs::kMax>(p, index, y);
     } else {
       for (int i = 0; i < p.dim; ++i) y[i] = 0;
     }

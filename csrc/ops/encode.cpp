@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <tuple>
 
 #include "core/bits.h"
@@ -18,12 +17,6 @@ using torch::stable::parallel_for;
 constexpr int64_t kPointGrain = 256;
 
 void check_quality(const char* op, int64_t quality) { check_range(op, "quality", quality, 0, 2); }
-
-bool all_finite(const float* x, int64_t count) {
-  bool finite = true;
-  for (int64_t i = 0; i < count; ++i) finite &= std::isfinite(x[i]);
-  return finite;
-}
 
 Tensor nearest_cpu(const Tensor& x, int64_t pulses, int64_t quality) {
   constexpr const char* op = "nearest";
@@ -40,12 +33,9 @@ Tensor nearest_cpu(const Tensor& x, int64_t pulses, int64_t quality) {
   int16_t* out = y.mutable_data_ptr<int16_t>();
   std::atomic<bool> finite = true;
   parallel_for(0, x.numel() / dim, kPointGrain, [&](int64_t begin, int64_t end) {
-    if (!all_finite(in + begin * dim, (end - begin) * dim)) {
+    if (!nearest_points(in + begin * dim, end - begin, int(dim), int(pulses), int(quality),
+                        out + begin * dim))
       finite = false;
-      return;
-    }
-    nearest_points(in + begin * dim, end - begin, int(dim), int(pulses), int(quality),
-                   out + begin * dim);
   });
   STD_TORCH_CHECK(finite, "pvq::nearest: x holds NaN or infinity, expected finite values");
   return y;
@@ -109,12 +99,9 @@ std::tuple<Tensor, Tensor, Tensor> quantize_cpu(const Tensor& w, int64_t dim, in
                [&](int64_t begin, int64_t end) {
                  RowQuantizer quantize_row(pyramid, cols, int(gain_bits), levels, int(quality));
                  for (int64_t r = begin; r < end; ++r) {
-                   if (all_finite(in + r * cols, cols)) {
-                     quantize_row(in + r * cols, {out.index + r * index_stride,
-                                                  out.gain + r * gain_stride, out.row_scale + r});
-                   } else {
-                     refused = r;
-                   }
+                   const RowCode row = {out.index + r * index_stride, out.gain + r * gain_stride,
+                                        out.row_scale + r};
+                   if (!quantize_row(in + r * cols, row)) refused = r;
                  }
                });
   STD_TORCH_CHECK(refused < 0, "pvq::quantize: row ", int64_t(refused),
