@@ -10,7 +10,8 @@
 //   each(f)                f(slot) for every slot
 //   sum(f)                 the sum of f(slot), over 16 interleaved partial sums
 //   highest_bits(f)        the largest f(slot), unsigned integers
-//   highest(f), lowest(f)  the coordinate with the extreme f(slot), the first of equals
+//   highest(f)             the coordinate with the highest f(slot), the first of equals
+//   extremes(f, candidate) that and its value, and the lowest among the slots with candidate(slot)
 //   at(v, i), add(v, i, x) reads and increases coordinate i
 #pragma once
 
@@ -19,6 +20,15 @@
 #include "core/platform.h"
 
 namespace pvq {
+
+template <int kWidth, class T>
+PVQ_HD inline void add_tree(T* partial) {
+  if constexpr (kWidth > 0) {
+    PVQ_UNROLL
+    for (int l = 0; l < kWidth; ++l) partial[l] = partial[l] + partial[l + kWidth];
+    add_tree<kWidth / 2>(partial);
+  }
+}
 
 // The sum of term(0) ... term(count - 1) in the order above; kPartials is a power of two.
 template <int kPartials, class F>
@@ -33,11 +43,7 @@ PVQ_HD inline auto interleaved_sum(int64_t count, F term) {
   }
   PVQ_UNROLL
   for (int l = 0; l < count - whole; ++l) partial[l] = partial[l] + term(whole + l);
-  PVQ_UNROLL
-  for (int width = kPartials / 2; width >= 1; width /= 2) {
-    PVQ_UNROLL
-    for (int l = 0; l < width; ++l) partial[l] = partial[l] + partial[l + width];
-  }
+  add_tree<kPartials / 2>(partial);
   return partial[0];
 }
 
@@ -109,7 +115,10 @@ class OneThread {
   PVQ_HD float at(const Values& v, int index) const {
 #ifdef __CUDA_ARCH__
     float value = 0;
-    each([&](int s) { value = s == index ? v[s] : value; });
+    each([&](int s) {
+      const float here = v[s];  // always read: a read under the condition would need an address
+      value = s == index ? here : value;
+    });
     return value;
 #else
     return v[index];

@@ -52,10 +52,10 @@ struct Search {
 
   const Lanes& lanes;
   const Values& a;
-  Values y;
+  Values& y;
   float xy, yy;
 
-  PVQ_HD Search(const Lanes& lanes, const Values& a) : lanes(lanes), a(a) {}
+  PVQ_HD Search(const Lanes& lanes, const Values& a, Values& y) : lanes(lanes), a(a), y(y) {}
 
   PVQ_HD void copy(const Search& other) {
     lanes.each([&](int s) { y[s] = other.y[s]; });
@@ -120,53 +120,57 @@ struct Search {
   PVQ_HD void settle_at(float lambda) {
     for (int i = 0; i < 2 * lanes.dim() && move(lambda); ++i) {}
   }
+
+  // Settles from several lambda and keeps the best point.
+  PVQ_HD void try_around() {
+    constexpr int kTrials = 8;
+    const float factors[kTrials] = {0.80f, 0.86f, 0.91f, 0.95f, 1.05f, 1.10f, 1.16f, 1.24f};
+    const float start = lambda();
+    Values trial_y;
+    for (int t = 0; t < kTrials; ++t) {
+      Search trial(lanes, a, trial_y);
+      trial.copy(*this);
+      trial.settle_at(ieee::multiply(start, factors[t]));
+      trial.settle();
+      const float gained = ieee::multiply(ieee::multiply(trial.xy, trial.xy), yy);
+      const float kept = ieee::multiply(ieee::multiply(xy, xy), trial.yy);
+      if (gained > kept) copy(trial);
+    }
+  }
 };
 
 enum class Found { kPoint, kZero, kNotFinite };
 
-// The magnitudes y of the nearest point to a vector of magnitudes a; a is scaled on the way.
+struct Nearest {
+  Found found;
+  // <x, y> / ||y||, the best multiple of the direction: 0 for kZero, NaN for kNotFinite.
+  float amplitude;
+};
+
+// The magnitudes y of the nearest point to a vector x of magnitudes a; a is scaled on the way.
 // quality 0: placement only; 1: with moves; 2: moves from several lambda, the best point kept.
 // y is zero for a = 0 (kZero) and where a holds NaN or infinity (kNotFinite).
 template <class Lanes>
-PVQ_HD inline Found nearest(const Lanes& lanes, typename Lanes::Values& a, int pulses, int quality,
-                            typename Lanes::Values& y) {
+PVQ_HD inline Nearest nearest(const Lanes& lanes, typename Lanes::Values& a, int pulses,
+                              int quality, typename Lanes::Values& y) {
   // Magnitudes order as their bits do, infinity and NaN above all others.
   const uint32_t largest = lanes.highest_bits([&](int s) { return float_bits(a[s]); });
   if (largest == 0 || largest >= 0x7F800000) {
     lanes.each([&](int s) { y[s] = 0; });
-    return largest == 0 ? Found::kZero : Found::kNotFinite;
+    if (largest == 0) return {Found::kZero, 0};
+    return {Found::kNotFinite, std::numeric_limits<float>::quiet_NaN()};
   }
   const float scale = unit_scale(largest);
   lanes.each([&](int s) { a[s] = ieee::multiply(a[s], scale); });
 
-  Search<Lanes> search(lanes, a);
+  Search<Lanes> search(lanes, a, y);
   search.start(pulses);
   if (quality >= 1) search.settle();
-  if (quality >= 2) {
-    constexpr int kTrials = 8;
-    const float factors[kTrials] = {0.80f, 0.86f, 0.91f, 0.95f, 1.05f, 1.10f, 1.16f, 1.24f};
-    const float lambda = search.lambda();
-    for (int t = 0; t < kTrials; ++t) {
-      Search<Lanes> trial(lanes, a);
-      trial.copy(search);
-      trial.settle_at(ieee::multiply(lambda, factors[t]));
-      trial.settle();
-      const float gained = ieee::multiply(ieee::multiply(trial.xy, trial.xy), search.yy);
-      const float kept = ieee::multiply(ieee::multiply(search.xy, search.xy), trial.yy);
-      if (gained > kept) search.copy(trial);
-    }
-  }
-  lanes.each([&](int s) { y[s] = search.y[s]; });
-  return Found::kPoint;
-}
-
-// The amplitude <x, y> / ||y|| of a non-zero point: the best multiple of its direction.
-template <class Lanes>
-PVQ_HD inline float amplitude(const Lanes& lanes, const typename Lanes::Values& x,
-                              const typename Lanes::Values& y) {
-  const float xy = lanes.sum([&](int s) { return ieee::multiply(x[s], y[s]); });
-  const float yy = lanes.sum([&](int s) { return ieee::multiply(y[s], y[s]); });
-  return ieee::divide(xy, ieee::root(yy));
+  if (quality >= 2) search.try_around();
+  // Fresh sums, and the scale undone last: neither rounding in the search nor the magnitude of x
+  // shows in the amplitude.
+  const float xy = lanes.sum([&](int s) { return ieee::multiply(a[s], y[s]); });
+  return {Found::kPoint, ieee::divide(ieee::divide(xy, ieee::root(search.yy)), scale)};
 }
 
 }  // namespace pvq::project

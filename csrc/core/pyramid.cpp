@@ -138,4 +138,35 @@ void Pyramid::tabulate(Level& level, LevelView& view) {
   view.first_row = level.first_row.data();
 }
 
+PyramidView Pyramid::relocated(uintptr_t base, std::vector<char>* bytes, size_t* row_bytes) const {
+  const auto place = [&](const auto* table, size_t count) {
+    const auto* data = reinterpret_cast<const char*>(table);
+    const size_t start = bytes->size();
+    bytes->insert(bytes->end(), data, data + count * sizeof(*table));
+    bytes->resize((bytes->size() + 15) / 16 * 16);
+    return reinterpret_cast<decltype(table)>(base + start);
+  };
+  PyramidView moved = view_;
+  for (size_t i = 0; i < levels_.size(); ++i) {
+    const Level& level = *levels_[i];
+    LevelView& view = moved.level[i];
+    view.splits = place(level.splits.data(), level.splits.size());
+    view.row_start = place(level.row_start.data(), level.row_start.size());
+    view.row_shift = place(level.row_shift.data(), level.row_shift.size());
+    view.first = place(level.first.data(), level.first.size());
+    view.first_row = place(level.first_row.data(), level.first_row.size());
+  }
+  *row_bytes = bytes->size();
+  for (size_t i = 0; i < levels_.size(); ++i) {
+    const std::vector<uint32_t>& counts = levels_[i]->counts.values;
+    moved.level[i].counts = place(counts.data(), counts.size());
+  }
+  const int leaf_rows = std::min(view_.pulses, kLeafPulses) + 1;
+  const LeafTable& leaves = leaf_table();
+  moved.leaf_start = place(leaves.start.data(), leaf_rows);
+  moved.leaf_points = place(leaves.points.data(),
+                            leaves.start[leaf_rows - 1] + leaf::count(4, leaf_rows - 1));
+  return moved;
+}
+
 }  // namespace pvq

@@ -66,6 +66,11 @@ class Pyramid {
   Pyramid(int dim, int pulses);
   const PyramidView& view() const { return view_; }
 
+  // The tables for another memory: appends them to `bytes` and returns the view that reads them once
+  // bytes[0] stands at address `base`, 16-byte aligned. The rows of splits with their lookups, which
+  // narrow decoding reads most, come first: *row_bytes of them.
+  PyramidView relocated(uintptr_t base, std::vector<char>* bytes, size_t* row_bytes) const;
+
  private:
   struct Level {
     int dim = 0;

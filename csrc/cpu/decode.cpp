@@ -71,6 +71,18 @@ bool decode_points(const Pyramid& pyramid, const uint8_t* stream, int64_t begin,
   }
 }
 
+bool check_indices(const Pyramid& pyramid, const uint8_t* stream, int64_t begin, int64_t end) {
+  const PyramidView& p = pyramid.view();
+  const LevelView& root = p.level[0];
+  const uint32_t* zero_index = root.counts + size_t(p.pulses) * root.limbs;
+  uint32_t index[limbs::kMax];
+  for (int64_t g = begin; g < end; ++g) {
+    bits::read_limbs(stream, g * p.index_bits, p.index_bits, index);
+    if (limbs::compare(index, p.limbs, zero_index, root.limbs) > 0) return false;
+  }
+  return true;
+}
+
 bool decode_groups(const CodeView& code, int64_t row, int64_t begin, int64_t end, int16_t* y,
                    float* scale) {
   if (!decode_points(*code.pyramid, code.index + row * code.index_stride, begin, end, y))

@@ -33,20 +33,17 @@ uint64_t rank_narrow(const PyramidView& p, const int16_t* y) {
   }
 }
 
-// As nearest_points; amplitude [count] may be null, and is 0 for a zero vector.
+// As nearest_points; amplitude [count] may be null.
 bool project_points(const float* x, int64_t count, int dim, int pulses, int quality, int16_t* y,
                     float* amplitude) {
   const OneThread<> lanes(dim);
   OneThread<>::Values a, point;
   for (int64_t g = 0; g < count; ++g, x += dim, y += dim) {
     for (int i = 0; i < dim; ++i) a[i] = std::fabs(x[i]);
-    const project::Found found = project::nearest(lanes, a, pulses, quality, point);
-    if (found == project::Found::kNotFinite) return false;
-    for (int i = 0; i < dim; ++i) point[i] = x[i] < 0 ? -point[i] : point[i];
-    for (int i = 0; i < dim; ++i) y[i] = int16_t(point[i]);
-    if (!amplitude) continue;
-    for (int i = 0; i < dim; ++i) a[i] = x[i];
-    amplitude[g] = found == project::Found::kZero ? 0 : project::amplitude(lanes, a, point);
+    const project::Nearest nearest = project::nearest(lanes, a, pulses, quality, point);
+    if (nearest.found == project::Found::kNotFinite) return false;
+    for (int i = 0; i < dim; ++i) y[i] = int16_t(x[i] < 0 ? -point[i] : point[i]);
+    if (amplitude) amplitude[g] = nearest.amplitude;
   }
   return true;
 }

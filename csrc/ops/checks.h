@@ -55,6 +55,14 @@ inline void check_dtype(const char* op, const char* name, const Tensor& t,
                   ", expected ", expected);
 }
 
+// The dtypes that weights are decoded to.
+inline void check_weight_dtype(const char* op, ScalarType dtype) {
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Half ||
+                      dtype == ScalarType::BFloat16 || dtype == ScalarType::Double,
+                  "pvq::", op, ": dtype is ", dtype_name(dtype),
+                  ", expected float32, float16, bfloat16 or float64");
+}
+
 inline void check_rank(const char* op, const char* name, const Tensor& t, int64_t rank) {
   STD_TORCH_CHECK(t.dim() == rank, "pvq::", op, ": ", name, " has shape ", shape_name(t),
                   ", expected ", rank, " dimension", rank == 1 ? "" : "s");

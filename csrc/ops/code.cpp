@@ -57,6 +57,18 @@ StoredCode checked_code(const char* op, const Tensor& index, const Tensor& gain,
   return code;
 }
 
+StoredIndex checked_index(const char* op, const Tensor& index, int64_t dim, int64_t pulses,
+                          int64_t groups) {
+  check_dtype(op, "index", index, {ScalarType::Byte});
+  check_rank(op, "index", index, 2);
+  const Pyramid& pyramid = checked_pyramid(op, dim, pulses);
+  STD_TORCH_CHECK(groups >= 0, "pvq::", op, ": groups is ", groups, ", expected 0 or more");
+  const int64_t rows = index.size(0);
+  const int64_t stride = bits::bytes_for(groups, pyramid.view().index_bits);
+  check_shape(op, "index", index, {rows, stride});
+  return {torch::stable::contiguous(index), pyramid, rows, groups, stride};
+}
+
 void refuse_index(const char* op, int64_t row) {
   STD_TORCH_CHECK(false, "pvq::", op, ": index of row ", row,
                   " names no point of the pyramid; the codes are damaged or dim and pulses are not "

@@ -11,6 +11,7 @@ STABLE_TORCH_LIBRARY(pvq, m) {
   m.def("nearest(Tensor x, int pulses, int quality=1) -> Tensor");
   m.def("encode(Tensor y, int pulses) -> Tensor");
   m.def("decode(Tensor index, int dim, int pulses, int groups) -> Tensor");
+  m.def("check_codes(Tensor index, int dim, int pulses, int groups) -> ()");
   m.def(
       "quantize(Tensor w, int dim, int pulses, int gain_bits, str gain_law, int quality=1)"
       " -> (Tensor index, Tensor gain, Tensor row_scale)");
