@@ -29,6 +29,13 @@ struct Split {
   uint64_t offset, radix, reciprocal;
 };
 
+// Where the splits of a node size begin for one k, and how to find one: the search starts at
+// first[256 * buckets + (index >> shift)], which is below 256.
+struct Row {
+  uint32_t splits;
+  uint16_t buckets, shift;
+};
+
 // A node size of the tree. Rows of `splits` exist for k in [0, tabled] and for k = top_row (the
 // root's); other nodes add the products up. Sizes of four and less are leaves and have no rows.
 struct LevelView {
@@ -37,11 +44,9 @@ struct LevelView {
   int narrow;                  // largest k with N(dim, k) < 2^64
   int tabled, top_row;         // -1: none
   const uint32_t* counts;      // [pulses + 1, limbs]
+  const Row* rows;             // [pulses + 1]
   const Split* splits;         // row k holds k + 1 splits and a sentinel whose offset is N(dim, k)
-  const uint32_t* row_start;   // [pulses + 1] where row k begins in splits
-  const uint8_t* row_shift;    // [pulses + 1] bucket of an index: index >> shift, below 256
-  const uint16_t* first;       // [256 * rows] the j to start the search from, by bucket
-  const uint32_t* first_row;   // [pulses + 1] row k's first entry in `first`
+  const uint16_t* first;       // [256 * rows of splits] the j to start the search from, by bucket
 };
 
 constexpr int kMaxLevels = 16;   // at most two sizes a depth, from 256 down to the leaves
@@ -51,6 +56,8 @@ struct PyramidView {
   int dim, pulses, index_bits, limbs;
   bool narrow;  // the index, zero group included, fits 64 bits
   uint64_t zero_index;  // N(dim, pulses) if narrow
+  // Otherwise where the root's points with j pulses on the left begin: [pulses + 1, limbs].
+  const uint32_t* root_offsets;
   int num_levels;
   LevelView level[kMaxLevels];  // by falling dim, root first
   const uint32_t* leaf_points;      // four int8 a point: all of P(4, k), k <= kLeafPulses
@@ -75,14 +82,15 @@ class Pyramid {
   struct Level {
     int dim = 0;
     CountRow counts;
+    std::vector<Row> rows;
     std::vector<Split> splits;
-    std::vector<uint32_t> row_start, first_row;
-    std::vector<uint8_t> row_shift;
     std::vector<uint16_t> first;
   };
   void tabulate(Level& level, LevelView& view);
+  void tabulate_root();
 
   PyramidView view_;
+  std::vector<uint32_t> root_offsets_;
   std::vector<std::unique_ptr<Level>> levels_;
 };
 

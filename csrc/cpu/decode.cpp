@@ -29,7 +29,7 @@ template <int D>
 bool decode_fixed(const PyramidView& p, const uint8_t* stream, int64_t begin, int64_t end,
                   int16_t* y) {
   return decode_narrow(p, stream, begin, end, y, [&p](uint64_t index, int16_t* out) {
-    unrank_fixed<D>(p, 0, p.pulses, index, out);
+    unrank_fixed<D>(p, p.pulses, index, out);
   });
 }
 

@@ -33,9 +33,8 @@ struct DecodeTask {
   void* out;           // [groups of all rows, dim]
   const char* tables;  // the pyramid's rows of splits, of which
   int table_bytes;     // so many go to shared memory
-  int stream_words, point_stride;
+  int64_t groups;      // of a row
   // For weights:
-  int64_t groups;  // of a row
   const uint8_t* gain;
   const uint16_t* row_scale;
   int gain_bits;
@@ -44,7 +43,9 @@ struct DecodeTask {
 
 // int16 values from one point in shared memory to the next: a multiple of 16 bytes that spreads the
 // 16-byte accesses of eight threads over all banks when points have 8, 16 or 32 coordinates.
-int point_stride(int dim) { return (dim + 7) / 8 * 8 + (dim > 8 ? 8 : 0); }
+__host__ __device__ constexpr int point_stride(int dim) {
+  return (dim + 7) / 8 * 8 + (dim > 8 ? 8 : 0);
+}
 
 // --- one group --------------------------------------------------------------------------------------
 
@@ -70,44 +71,64 @@ __device__ void clear(int16_t* y, int dim) {
   for (int i = 0; i < dim; ++i) y[i] = 0;
 }
 
+// Two int8 values as int16: bytes 0 and 1, or 2 and 3, of `packed`.
+__device__ uint32_t widen_low(uint32_t packed) {
+  uint32_t pair;
+  asm("prmt.b32 %0, %1, 0, 0x9180;" : "=r"(pair) : "r"(packed));
+  return pair;
+}
+__device__ uint32_t widen_high(uint32_t packed) {
+  uint32_t pair;
+  asm("prmt.b32 %0, %1, 0, 0xB3A2;" : "=r"(pair) : "r"(packed));
+  return pair;
+}
+
 // D = 8, 16, 32 in one word, the point in registers until it is complete.
-template <int kDim>
+template <int kDim_>
 class FixedUnrank {
  public:
+  static constexpr int kDim = kDim_;
   static constexpr int kThreads = 256;
+  static constexpr int kResident = 5;  // blocks a multiprocessor holds: 48 registers
   static constexpr bool kTablesInShared = true;
 
   // A view whose rows of splits stand at `shared` instead of `tables`.
   __device__ FixedUnrank(const PyramidView& p, const char* tables, const char* shared) : p_(p) {
 #pragma unroll
     for (int l = 0; l < kLevels; ++l) {
+      move(p_.level[l].rows, tables, shared);
       move(p_.level[l].splits, tables, shared);
-      move(p_.level[l].row_start, tables, shared);
-      move(p_.level[l].row_shift, tables, shared);
       move(p_.level[l].first, tables, shared);
-      move(p_.level[l].first_row, tables, shared);
     }
   }
 
   __device__ Unranked operator()(const uint32_t* stream, int bit, int16_t* target) const {
     const uint64_t index = read_narrow(stream, bit, p_.index_bits);
-    int16_t y[kDim] = {};
-    if (index < p_.zero_index) unrank_fixed<kDim>(p_, 0, p_.pulses, index, y);
+    uint32_t pairs[kDim / 2] = {};
     int norm = 0;
+    if (index < p_.zero_index)
+      split_to_leaves<kDim>(p_, p_.pulses, index, 0, [&](int position, int k, uint64_t leaf) {
+        if (k <= kLeafPulses) {
+          const uint32_t packed = tabled_leaf(p_, k, leaf);
+          pairs[position / 2] = widen_low(packed);
+          pairs[position / 2 + 1] = widen_high(packed);
+          norm = __dp4a(int(packed), int(packed), norm);
+        } else {
+          int16_t y[4];
+          leaf::unrank4(k, leaf, y);
+          for (int i = 0; i < 4; ++i) norm += int(y[i]) * y[i];
+          pairs[position / 2] = uint16_t(y[0]) | uint32_t(uint16_t(y[1])) << 16;
+          pairs[position / 2 + 1] = uint16_t(y[2]) | uint32_t(uint16_t(y[3])) << 16;
+        }
+      });
 #pragma unroll
-    for (int i = 0; i < kDim; ++i) norm += int(y[i]) * y[i];
-#pragma unroll
-    for (int i = 0; i < kDim; i += 8) {
-      uint32_t words[4];
-#pragma unroll
-      for (int j = 0; j < 4; ++j)
-        words[j] = uint16_t(y[i + 2 * j]) | uint32_t(uint16_t(y[i + 2 * j + 1])) << 16;
-      reinterpret_cast<uint4*>(target)[i / 8] = {words[0], words[1], words[2], words[3]};
-    }
-    return {index < p_.zero_index    ? Word::kPoint
-            : index == p_.zero_index ? Word::kZero
-                                     : Word::kIllegal,
-            norm};
+    for (int i = 0; i < kDim / 2; i += 4)
+      reinterpret_cast<uint4*>(target)[i / 4] = {pairs[i], pairs[i + 1], pairs[i + 2],
+                                                 pairs[i + 3]};
+    const Word word = index < p_.zero_index    ? Word::kPoint
+                      : index == p_.zero_index ? Word::kZero
+                                               : Word::kIllegal;
+    return {word, norm};
   }
 
  private:
@@ -124,7 +145,9 @@ class FixedUnrank {
 // Any size in one word.
 class NarrowUnrank {
  public:
+  static constexpr int kDim = 0;  // any
   static constexpr int kThreads = 64;
+  static constexpr int kResident = 12;
   static constexpr bool kTablesInShared = false;
 
   __device__ NarrowUnrank(const PyramidView& p, const char*, const char*) : p_(p) {}
@@ -147,7 +170,9 @@ class NarrowUnrank {
 template <int kCapacity>
 class WideUnrank {
  public:
+  static constexpr int kDim = 0;  // any
   static constexpr int kThreads = 64;
+  static constexpr int kResident = 12;
   static constexpr bool kTablesInShared = false;
 
   __device__ WideUnrank(const PyramidView& p, const char*, const char*) : p_(p) {}
@@ -168,12 +193,13 @@ class WideUnrank {
   const PyramidView& p_;
 };
 
-// What the point of a group is multiplied by; NaN where the index is illegal.
+// What the point of a tile's group t is multiplied by; NaN where the index is illegal.
 __device__ float scale_of(const DecodeTask& task, const float* level, const Unranked& unranked,
-                          int64_t group) {
+                          const Tile& tile, int t) {
   if (unranked.word == Word::kZero) return 0;
   if (unranked.word == Word::kIllegal) return std::numeric_limits<float>::quiet_NaN();
-  const int64_t row = group / task.groups, column = group - row * task.groups;
+  const int r = tile.row_of(t);
+  const int64_t row = tile.row + r, column = tile.column + (t - r * tile.groups);
   const uint8_t* gains = task.gain + row * bits::bytes_for(task.groups, task.gain_bits);
   const int code =
       task.gain_bits ? int(bits::read(gains, column * task.gain_bits, task.gain_bits)) : 0;
@@ -185,9 +211,9 @@ __device__ float scale_of(const DecodeTask& task, const float* level, const Unra
 // --- writing ----------------------------------------------------------------------------------------
 
 struct Points {
-  const int16_t* y;    // [count, stride] in shared memory
+  const int16_t* y;    // [count, point_stride(dim)] in shared memory
   const float* scale;  // [count]
-  int dim, stride, count;
+  int count;
 };
 
 __device__ int16_t convert(int16_t y, float, int16_t) { return y; }
@@ -201,16 +227,16 @@ __device__ __nv_bfloat16 convert(int16_t y, float scale, __nv_bfloat16) {
 
 // Sixteen bytes a thread where groups are made of such, else a value a thread.
 template <class T>
-__device__ void write(const Points& points, T* out) {
+__device__ void write(const Points& points, int dim, T* out) {
   constexpr int kRun = 16 / sizeof(T);
   struct alignas(16) Run {
     T value[kRun];
   };
-  const bool whole = points.dim % 8 == 0;
-  const int run = whole ? kRun : 1, runs = points.dim / run;
-  for (int i = threadIdx.x; i < points.count * runs; i += blockDim.x) {
-    const int group = i / runs, first = (i - group * runs) * run;
-    const int16_t* y = points.y + group * points.stride + first;
+  const bool whole = dim % 8 == 0;
+  const unsigned run = whole ? kRun : 1, runs = dim / run;
+  for (unsigned i = threadIdx.x; i < points.count * runs; i += blockDim.x) {
+    const unsigned group = i / runs, first = (i - group * runs) * run;
+    const int16_t* y = points.y + group * point_stride(dim) + first;
     const float scale = points.scale[group];
     if (whole) {
       Run values;
@@ -226,46 +252,47 @@ __device__ void write(const Points& points, T* out) {
 // --- kernels ----------------------------------------------------------------------------------------
 
 template <class Unrank>
-__global__ void __launch_bounds__(Unrank::kThreads)
+__global__ void __launch_bounds__(Unrank::kThreads, Unrank::kResident)
 decode_kernel(const __grid_constant__ DecodeTask task, const __grid_constant__ PyramidView p) {
   // Tables, then points, then the stream.
   extern __shared__ uint4 memory[];
   __shared__ float scale[Unrank::kThreads], level[1 << kMaxGainBits];
   char* tables = reinterpret_cast<char*>(memory);
   int16_t* points = reinterpret_cast<int16_t*>(tables + task.table_bytes);
-  uint32_t* stream = reinterpret_cast<uint32_t*>(points + Unrank::kThreads * task.point_stride);
+  const int dim = Unrank::kDim ? Unrank::kDim : p.dim;
+  const int stride = point_stride(dim);
+  uint32_t* stream = reinterpret_cast<uint32_t*>(points + Unrank::kThreads * stride);
   for (int i = threadIdx.x; i < task.table_bytes / 16; i += Unrank::kThreads)
     memory[i] = reinterpret_cast<const uint4*>(task.tables)[i];
   for (int i = threadIdx.x; i < 1 << task.gain_bits; i += Unrank::kThreads)
     level[i] = task.level[i];
   const Unrank unrank(p, task.tables, tables);
 
-  for (int64_t i = blockIdx.x; i < task.tiling.tiles(); i += gridDim.x) {
+  for (unsigned i = blockIdx.x; i < task.tiling.tiles(); i += gridDim.x) {
     const Tile tile = task.tiling.tile(i);
     const int start = stage_stream(task.index, tile, stream);
     __syncthreads();  // the stream is there, and the points of the tile before are written
     const int t = threadIdx.x;
     if (t < tile.count()) {
       const Unranked unranked =
-          unrank(stream, start + tile.bit(t, p.index_bits), points + t * task.point_stride);
-      if (task.output != Output::kPoints)
-        scale[t] = scale_of(task, level, unranked, tile.group + t);
+          unrank(stream, start + tile.bit(t, p.index_bits), points + t * stride);
+      if (task.output != Output::kPoints) scale[t] = scale_of(task, level, unranked, tile, t);
     }
     __syncthreads();  // the points are there, and the stream is read
-    const Points decoded = {points, scale, p.dim, task.point_stride, tile.count()};
-    const int64_t first = tile.group * p.dim;
+    const Points decoded = {points, scale, tile.count()};
+    const int64_t first = tile.group * dim;
     switch (task.output) {
       case Output::kPoints:
-        write(decoded, static_cast<int16_t*>(task.out) + first);
+        write(decoded, dim, static_cast<int16_t*>(task.out) + first);
         break;
       case Output::kFloat32:
-        write(decoded, static_cast<float*>(task.out) + first);
+        write(decoded, dim, static_cast<float*>(task.out) + first);
         break;
       case Output::kFloat16:
-        write(decoded, static_cast<__half*>(task.out) + first);
+        write(decoded, dim, static_cast<__half*>(task.out) + first);
         break;
       case Output::kBFloat16:
-        write(decoded, static_cast<__nv_bfloat16*>(task.out) + first);
+        write(decoded, dim, static_cast<__nv_bfloat16*>(task.out) + first);
         break;
     }
   }
@@ -282,7 +309,7 @@ constexpr int kCheckThreads = 128;
 __global__ void __launch_bounds__(kCheckThreads)
 check_kernel(const __grid_constant__ CheckTask task, const __grid_constant__ PyramidView p) {
   extern __shared__ uint32_t stream[];
-  for (int64_t i = blockIdx.x; i < task.tiling.tiles(); i += gridDim.x) {
+  for (unsigned i = blockIdx.x; i < task.tiling.tiles(); i += gridDim.x) {
     const Tile tile = task.tiling.tile(i);
     const int start = stage_stream(task.index, tile, stream);
     __syncthreads();  // the stream is there
@@ -303,9 +330,8 @@ cudaError_t launch(DecodeTask task, int64_t rows, const PyramidDevice& pyramid,
   task.tiling = Tiling(rows, task.groups, p.index_bits, Unrank::kThreads);
   task.tables = pyramid.tables;
   task.table_bytes = Unrank::kTablesInShared ? pyramid.row_bytes : 0;
-  task.point_stride = point_stride(p.dim);
   const size_t shared_bytes = task.table_bytes +
-                              sizeof(int16_t) * Unrank::kThreads * task.point_stride +
+                              sizeof(int16_t) * Unrank::kThreads * point_stride(p.dim) +
                               sizeof(uint32_t) * stream_words(task.tiling.tile_bytes());
   int grid = 0;
   const cudaError_t error =

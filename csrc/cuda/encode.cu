@@ -69,7 +69,7 @@ struct AnyRank {
 // Byte `byte` of a row of the tile, from the indices of its groups.
 __device__ uint8_t pack_byte(const uint32_t* indices, const PyramidView& p, int groups, int byte) {
   const int width = p.index_bits;
-  int group = 8 * byte / width, bit = 8 * byte - group * width, filled = 0;
+  int group = unsigned(8 * byte) / unsigned(width), bit = 8 * byte - group * width, filled = 0;
   uint32_t value = 0;
   while (filled < 8 && group < groups) {
     const uint32_t* limb = indices + group * p.limbs + bit / 32;
@@ -90,7 +90,7 @@ encode_kernel(const __grid_constant__ EncodeTask task, const __grid_constant__ P
   extern __shared__ uint32_t indices[];  // [kThreads, limbs]
   const LevelView& root = p.level[0];
   const uint32_t* zero_index = root.counts + size_t(p.pulses) * root.limbs;
-  for (int64_t i = blockIdx.x; i < task.tiling.tiles(); i += gridDim.x) {
+  for (unsigned i = blockIdx.x; i < task.tiling.tiles(); i += gridDim.x) {
     const Tile tile = task.tiling.tile(i);
     if (int(threadIdx.x) < tile.count()) {
       const int64_t group = tile.group + threadIdx.x;
@@ -106,7 +106,7 @@ encode_kernel(const __grid_constant__ EncodeTask task, const __grid_constant__ P
     }
     __syncthreads();  // all indices are there
     for (int b = threadIdx.x; b < tile.bytes(); b += Rank::kThreads) {
-      const int row = b / tile.row_bytes;
+      const int row = tile.rows == 1 ? 0 : unsigned(b) / unsigned(tile.row_bytes);
       task.index[tile.byte + b] = pack_byte(indices + row * tile.groups * p.limbs, p, tile.groups,
                                             b - row * tile.row_bytes);
     }
