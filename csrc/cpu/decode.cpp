@@ -29,7 +29,7 @@ template <int D>
 bool decode_fixed(const PyramidView& p, const uint8_t* stream, int64_t begin, int64_t end,
                   int16_t* y) {
   return decode_narrow(p, stream, begin, end, y, [&p](uint64_t index, int16_t* out) {
-    unrank_fixed<D>(p, 0, p.pulses, index, out);
+    unrank_fixed<D>(p, p.pulses, index, out);
   });
 }
 
@@ -43,7 +43,7 @@ bool decode_wide(const PyramidView& p, const uint8_t* stream, int64_t begin, int
     const int order = limbs::compare(index, p.limbs, zero_index, root.limbs);
     if (order > 0) return false;
     if (order < 0) {
-      unrank_wide(p, index, y);
+      unrank_wide<limbs::kMax>(p, index, y);
     } else {
       for (int i = 0; i < p.dim; ++i) y[i] = 0;
     }
@@ -69,6 +69,18 @@ bool decode_points(const Pyramid& pyramid, const uint8_t* stream, int64_t begin,
         unrank_narrow(p, 0, p.pulses, index, out);
       });
   }
+}
+
+bool check_indices(const Pyramid& pyramid, const uint8_t* stream, int64_t begin, int64_t end) {
+  const PyramidView& p = pyramid.view();
+  const LevelView& root = p.level[0];
+  const uint32_t* zero_index = root.counts + size_t(p.pulses) * root.limbs;
+  uint32_t index[limbs::kMax];
+  for (int64_t g = begin; g < end; ++g) {
+    bits::read_limbs(stream, g * p.index_bits, p.index_bits, index);
+    if (limbs::compare(index, p.limbs, zero_index, root.limbs) > 0) return false;
+  }
+  return true;
 }
 
 bool decode_groups(const CodeView& code, int64_t row, int64_t begin, int64_t end, int16_t* y,

@@ -41,8 +41,7 @@ __device__ inline void load_octet(const Activations& a, int64_t offset, float (&
 __device__ inline void flip_signs(uint64_t seed, int64_t column, float (&v)[8]) {
   const uint32_t bits = uint32_t(sign_word(seed, column / 64) >> (column % 64));
 #pragma unroll
-  for (int i = 0; i < 8; ++i)
-    v[i] = __uint_as_float(__float_as_uint(v[i]) ^ (bits >> i & 1) << 31);
+  for (int i = 0; i < 8; ++i) v[i] = __uint_as_float(__float_as_uint(v[i]) ^ (bits >> i & 1) << 31);
 }
 
 // The Hadamard transform of a warp's 256 columns in blocks of min(block, 256), without its factor.

@@ -2,8 +2,9 @@
 //
 // A chunk is 16 rows x 128 columns. Lane l = 4 g + t owns rows g and g + 8 and columns
 // 32 t ... 32 t + 31, in four steps s of eight: columns 32 t + 8 s + 4 h + i. Fragment register
-// r = 2 h + (row >= 8) of step s holds i = 0 ... 3, which is what the instruction wants for k-quarter
-// t and half h; the columns of a step are not consecutive, and the activations use the same order.
+// r = 2 h + (row >= 8) of step s holds i = 0 ... 3, which is what the instruction wants for
+// k-quarter t and half h; the columns of a step are not consecutive, and the activations use the
+// same order.
 //
 // Table rows are 256 bytes apart at a shared address that is a multiple of 64 KB, and each lane has
 // its own copy of the entry at byte 4 * lane of the row: one byte permutation makes an address out
@@ -49,8 +50,11 @@ struct TableChunk<2> {
   }
   template <int kStep>
   __device__ __forceinline__ void decode(uint32_t lane_base, uint32_t (&a)[4]) const {
-    look_up(kStep == 0 ? codes.x : kStep == 1 ? codes.y : kStep == 2 ? codes.z : codes.w, lane_base,
-            a);
+    look_up(kStep == 0   ? codes.x
+            : kStep == 1 ? codes.y
+            : kStep == 2 ? codes.z
+                         : codes.w,
+            lane_base, a);
   }
 };
 
@@ -73,8 +77,11 @@ struct TableChunk<3> {
   }
   template <int kStep>
   __device__ __forceinline__ void decode(uint32_t lane_base, uint32_t (&a)[4]) const {
-    look_up(kStep == 0 ? codes.x : kStep == 1 ? codes.y : kStep == 2 ? codes.z : codes.w, lane_base,
-            a);
+    look_up(kStep == 0   ? codes.x
+            : kStep == 1 ? codes.y
+            : kStep == 2 ? codes.z
+                         : codes.w,
+            lane_base, a);
     const uint32_t word = kStep < 2 ? signs.x : signs.y;
 #pragma unroll
     for (int r = 0; r < 4; ++r) a[r] ^= byte_signs(word << (4 * (kStep & 1) + r));

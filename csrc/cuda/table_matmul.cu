@@ -10,7 +10,8 @@
 namespace pvq {
 namespace {
 
-// --- fragments ------------------------------------------------------------------------------------
+// --- fragments
+// ------------------------------------------------------------------------------------
 
 constexpr int kBlockThreads = 256;
 
@@ -63,8 +64,7 @@ __global__ void expand_kernel(const uint8_t* fragments, const uint16_t* row_scal
   const uint8_t* chunk =
       fragments + kTableBytes +
       (row / kTileRows * (cols / kChunkCols) + col / kChunkCols) * table_chunk_bytes(bits);
-  const FragmentPlace at =
-      FragmentPlace::of_weight(int(row % kTileRows), int(col % kChunkCols));
+  const FragmentPlace at = FragmentPlace::of_weight(int(row % kTileRows), int(col % kChunkCols));
   uint32_t entry = table[chunk[at.code_byte(bits)]];
   if (bits == 4) entry = (entry & 0xFFFF) | table[chunk[at.code_byte(bits) + 1]] << 16;
   const float scale = __uint_as_float(uint32_t(row_scale[row]) << 16);
@@ -83,7 +83,8 @@ __global__ void expand_kernel(const uint8_t* fragments, const uint16_t* row_scal
 
 int64_t blocks_for(int64_t threads) { return (threads + kBlockThreads - 1) / kBlockThreads; }
 
-// --- activations of a product of their own launch ---------------------------------------------------
+// --- activations of a product of their own launch
+// ---------------------------------------------------
 
 constexpr int kQuantizeThreads = 512;
 

@@ -1,10 +1,10 @@
 // Products from pyramid-table codes on the GPU (core/table_codes.h defines the codes).
 //
 // The kernel reads the codes as fragments: the order in which the lanes of a warp need them, made
-// from the stored form once, when a layer is loaded. A chunk is 16 rows x 128 columns; its words lie
-// together, 16 bytes a lane and load, so that nothing moves between lanes. Chunks of a tile (16 rows)
-// follow each other by column, tiles by row. Rows are padded to 16, columns must be a multiple of
-// 128.
+// from the stored form once, when a layer is loaded. A chunk is 16 rows x 128 columns; its words
+// lie together, 16 bytes a lane and load, so that nothing moves between lanes. Chunks of a tile (16
+// rows) follow each other by column, tiles by row. Rows are padded to 16, columns must be a
+// multiple of 128.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +19,8 @@ enum class FloatType { kFloat16, kBFloat16 };
 
 constexpr int64_t table_chunk_bytes(int bits) { return kTileRows * kChunkCols * bits / 8; }
 constexpr int64_t table_tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
-// The 256 words of the table (word i holds the entries of code i, int8, first weight lowest) stand in
-// front of the fragments.
+// The 256 words of the table (word i holds the entries of code i, int8, first weight lowest) stand
+// in front of the fragments.
 constexpr int64_t kTableBytes = 256 * 4;
 constexpr int64_t table_fragment_bytes(int64_t rows, int64_t cols, int bits) {
   return kTableBytes + table_tiles(rows) * (cols / kChunkCols) * table_chunk_bytes(bits);
@@ -49,16 +49,16 @@ struct TableProduct {
   FloatType type;
 };
 
-// True if the current device can run table_product_cuda: compute capability 9.0 or newer with 227 KB
-// of shared memory a block.
+// True if the current device can run table_product_cuda: compute capability 9.0 or newer with 227
+// KB of shared memory a block.
 bool table_product_supported();
 // Blocks that the product rotates itself: powers of two from 128 to 1024, and 0.
 bool table_product_block_supported(int64_t block);
 int64_t table_product_workspace(const TableProduct& task);
 
 // y = rotate(x) W^T with int8 activations (one scale a token and 128 columns) and exact int32 sums
-// of 128 columns, added up in float32 in a fixed order. One launch where the rotated activations fit
-// the shared memory (one or two tokens), two launches beyond. Returns a cudaError_t.
+// of 128 columns, added up in float32 in a fixed order. One launch where the rotated activations
+// fit the shared memory (one or two tokens), two launches beyond. Returns a cudaError_t.
 int table_product_cuda(const TableProduct& task, void* stream);
 
 }  // namespace pvq

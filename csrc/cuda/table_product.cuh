@@ -8,9 +8,9 @@
 //   | activations, scales, (fused form) | table, a copy a lane | ring of codes | partial sums |
 //
 // Weights come through a ring of asynchronous copies that are private to a lane: it reads the 16
-// bytes that it copied itself, so the main loop has no barrier. (A ring in registers ran at half the
-// speed: a warp has six scoreboards, and waiting for a shared-memory load then waits for the global
-// loads behind it.) The ring fills while the activations are rotated, and, with programmatic
+// bytes that it copied itself, so the main loop has no barrier. (A ring in registers ran at half
+// the speed: a warp has six scoreboards, and waiting for a shared-memory load then waits for the
+// global loads behind it.) The ring fills while the activations are rotated, and, with programmatic
 // dependent launch, while the previous kernel still runs.
 //
 // Bytes and instructions at one token and 2 bits: 16 table words, 4 words of codes written and read
@@ -69,8 +69,8 @@ __global__ void __launch_bounds__(kThreads, 1) table_product_kernel(const Produc
   const int first_tile = int(int64_t(blockIdx.x) * tiles / gridDim.x);
   const int num_tiles = int(int64_t(blockIdx.x + 1) * tiles / gridDim.x) - first_tile;
   const int64_t tile_bytes = int64_t(chunks) * Chunk::kBytes;
-  const uint8_t* origin = task.fragments + kTableBytes + first_tile * tile_bytes +
-                          warp * Chunk::kBytes;
+  const uint8_t* origin =
+      task.fragments + kTableBytes + first_tile * tile_bytes + warp * Chunk::kBytes;
   const uint8_t* next = origin;
   int copy_group = 0, copy_pass = 0, copy_tile = 0;
   int copy_chunk = warp;  // of the tile; J * 16 a pass
@@ -159,8 +159,8 @@ __global__ void __launch_bounds__(kThreads, 1) table_product_kernel(const Produc
           if (chunk < chunks) {
             const int token = n * 8 + row, pair = n * 8 + 2 * quarter;
             if (token < tokens) {
-              const uint4* from = reinterpret_cast<const uint4*>(
-                  a.values + token * x.cols + chunk * kChunkCols + quarter * 32);
+              const uint4* from = reinterpret_cast<const uint4*>(a.values + token * x.cols +
+                                                                 chunk * kChunkCols + quarter * 32);
               b[j][n][0] = from[0];
               b[j][n][1] = from[1];
             }
@@ -250,7 +250,8 @@ int launch_table_product(ProductTask task, int multiprocessors, cudaStream_t str
   const int tiles = int(table_tiles(task.rows));
   const int grid = std::min(tiles, multiprocessors);
   task.passes = (task.chunks + J * kWarps - 1) / (J * kWarps);
-  task.group = Shape::kSumsBytes / (kWarps * kTileRows * task.activations.tokens * int(sizeof(float)));
+  task.group =
+      Shape::kSumsBytes / (kWarps * kTileRows * task.activations.tokens * int(sizeof(float)));
   // The launch before the first of a device sets the attribute; setting it again costs little.
   cudaError_t error =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
@@ -268,8 +269,8 @@ int launch_table_product(ProductTask task, int multiprocessors, cudaStream_t str
   return cudaLaunchKernelEx(&config, kernel, task);
 }
 
-// Picks the instance for the task's tokens and columns. Activations of a pass stay in registers: 8 a
-// chunk and token tile, which bounds the chunks of a pass.
+// Picks the instance for the task's tokens and columns. Activations of a pass stay in registers: 8
+// a chunk and token tile, which bounds the chunks of a pass.
 template <int kBits>
 int launch_table_product(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
   const int chunks = (task.chunks + kWarps - 1) / kWarps;  // of a warp

@@ -1,5 +1,7 @@
 // The functions of csrc/cuda in a build without nvcc: each launch returns kCudaUnavailable.
 #include "cuda/cuda.h"
+#include "cuda/decode.h"
+#include "cuda/encode.h"
 #include "cuda/hadamard.h"
 #include "cuda/table_matmul.h"
 
@@ -8,8 +10,20 @@ namespace pvq {
 bool built_with_cuda() { return false; }
 int cuda_device_count() { return 0; }
 const char* cuda_error_string(int) {
-  return "this build of pvq has no CUDA kernels: install nvcc (CUDA 12.8 or newer), then build again";
+  return "this build of pvq has no CUDA kernels: install nvcc (CUDA 12.8 or newer), then build "
+         "again";
 }
+
+bool cuda_is_capturing(void*) { return false; }
+int cuda_read_word(const void*, uint64_t*, void*) { return kCudaUnavailable; }
+
+int nearest_cuda(const NearestCuda&, void*) { return kCudaUnavailable; }
+int encode_cuda(const EncodeCuda&, void*) { return kCudaUnavailable; }
+int64_t quantize_cuda_workspace(const QuantizeCuda&) { return 0; }
+int quantize_cuda(const QuantizeCuda&, void*, void*) { return kCudaUnavailable; }
+int decode_cuda(const IndexStreams&, int16_t*, void*) { return kCudaUnavailable; }
+int dequantize_cuda(const CodeView&, WeightType, void*, void*) { return kCudaUnavailable; }
+int check_codes_cuda(const IndexStreams&, const Refusal&, void*) { return kCudaUnavailable; }
 
 int64_t hadamard_cuda_workspace(const HadamardCuda&) { return 0; }
 int hadamard_cuda(const HadamardCuda&, void*, void*) { return kCudaUnavailable; }

@@ -14,7 +14,7 @@ namespace pvq::ops {
 // The current stream (a cudaStream_t) of the tensor's device.
 inline void* current_cuda_stream(const Tensor& t) {
   PVQ_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
-                  "pvq: this build of torch has no CUDA support");
+            "pvq: this build of torch has no CUDA support");
   void* stream = nullptr;
   const AOTITorchError error = aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream);
   PVQ_CHECK(error == 0, "pvq: no current CUDA stream on device ", t.get_device_index());

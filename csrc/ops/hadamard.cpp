@@ -26,11 +26,10 @@ Options check_arguments(const char* op, const Tensor& x, int64_t block, std::opt
   PVQ_CHECK(x.dim() >= 1, "pvq::", op, ": x has no dimension, expected at least one");
   HadamardSplit split;
   PVQ_CHECK(split_hadamard_block(block, &split), "pvq::", op, ": block is ", block,
-                  ", for which there is no Hadamard matrix; take a power of two up to ",
-                  1 << kMaxHadamardPower, " or pvq.rotation.default_block(", x.size(x.dim() - 1),
-                  ")");
+            ", for which there is no Hadamard matrix; take a power of two up to ",
+            1 << kMaxHadamardPower, " or pvq.rotation.default_block(", x.size(x.dim() - 1), ")");
   PVQ_CHECK(x.size(x.dim() - 1) % block == 0, "pvq::", op, ": x has ", x.size(x.dim() - 1),
-                  " columns, expected a multiple of block = ", block);
+            " columns, expected a multiple of block = ", block);
   Options options{static_cast<int>(block), std::nullopt, inverse};
   if (seed) options.seed = static_cast<uint64_t>(*seed);
   return options;

@@ -20,10 +20,10 @@ int64_t checked_columns(const char* op, const Tensor& fragments, int64_t rows, i
   const int64_t bytes = fragments.numel() - kTableBytes;
   const int64_t column_of_chunks = table_tiles(rows) * table_chunk_bytes(int(bits));
   PVQ_CHECK(fragments.is_contiguous() && bytes >= 0 &&
-                      (column_of_chunks ? bytes % column_of_chunks == 0 : bytes == 0),
-                  "pvq::", op, ": fragments has ", fragments.numel(),
-                  " bytes, which is no whole number of chunks for ", rows, " rows at ", bits,
-                  " bits; expected what pvq::table_fragments gives");
+                (column_of_chunks ? bytes % column_of_chunks == 0 : bytes == 0),
+            "pvq::", op, ": fragments has ", fragments.numel(),
+            " bytes, which is no whole number of chunks for ", rows, " rows at ", bits,
+            " bits; expected what pvq::table_fragments gives");
   return column_of_chunks ? bytes / column_of_chunks * kChunkCols : 0;
 }
 
@@ -42,8 +42,10 @@ Tensor table_fragments(const Tensor& code, const Tensor& table, int64_t bits) {
   PVQ_CHECK(table.is_cpu(), "pvq::table_fragments: table is on a GPU, expected it on the CPU");
   const int64_t rows = code.size(0), cols = code.size(1) * 8 / bits;
   PVQ_CHECK(cols % kChunkCols == 0 && cols * bits / 8 == code.size(1),
-                  "pvq::table_fragments: code has ", code.size(1), " bytes a row, expected those of "
-                  "a multiple of ", kChunkCols, " columns at ", bits, " bits");
+            "pvq::table_fragments: code has ", code.size(1),
+            " bytes a row, expected those of "
+            "a multiple of ",
+            kChunkCols, " columns at ", bits, " bits");
   const DeviceGuard guard(code.get_device_index());
   const Tensor host = torch::stable::contiguous(table);
   const uint8_t* bytes = static_cast<const uint8_t*>(host.const_data_ptr());
@@ -51,8 +53,8 @@ Tensor table_fragments(const Tensor& code, const Tensor& table, int64_t bits) {
   for (int64_t i = 0; i < 256 * entries; ++i)
     words[i / entries] |= uint32_t(bytes[i]) << (8 * (i % entries));
   const Tensor source = torch::stable::contiguous(code);
-  Tensor fragments = torch::stable::new_empty(
-      code, {table_fragment_bytes(rows, cols, int(bits))}, ScalarType::Byte);
+  Tensor fragments = torch::stable::new_empty(code, {table_fragment_bytes(rows, cols, int(bits))},
+                                              ScalarType::Byte);
   check_cuda(op, table_fragments_cuda(source.const_data_ptr<uint8_t>(), words.data(), rows, cols,
                                       int(bits), fragments.mutable_data_ptr<uint8_t>(),
                                       current_cuda_stream(code)));
@@ -67,8 +69,7 @@ Tensor table_expand(const Tensor& fragments, const Tensor& row_scale, int64_t bi
   check_rank(op, "row_scale", row_scale, 1);
   check_same_device(op, "row_scale", row_scale, "fragments", fragments);
   PVQ_CHECK(dtype == ScalarType::Half || dtype == ScalarType::BFloat16,
-                  "pvq::table_expand: dtype is ", dtype_name(dtype),
-                  ", expected float16 or bfloat16");
+            "pvq::table_expand: dtype is ", dtype_name(dtype), ", expected float16 or bfloat16");
   const int64_t rows = row_scale.size(0), cols = checked_columns(op, fragments, rows, bits);
   const DeviceGuard guard(fragments.get_device_index());
   const Tensor scale = torch::stable::contiguous(row_scale);
@@ -100,7 +101,7 @@ Tensor table_matmul_fragments(const Tensor& x, const Tensor& fragments, const Te
   check_same_device(op, "row_scale", row_scale, "fragments", fragments);
   const int64_t rows = row_scale.size(0), cols = checked_columns(op, fragments, rows, bits);
   PVQ_CHECK(x.dim() >= 1 && x.size(-1) == cols, "pvq::", op, ": x has shape ", shape_name(x),
-                  ", expected [..., ", cols, "]");
+            ", expected [..., ", cols, "]");
   check_rotation(op, {block, seed}, cols);
   const DeviceGuard guard(x.get_device_index());
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
