@@ -10,6 +10,7 @@
 #include "ops/code.h"
 #include "ops/cuda_refusals.h"
 #include "ops/cuda_stream.h"
+#include "ops/decode.h"
 #include "ops/rotation.h"
 
 namespace pvq::ops {
@@ -62,9 +63,11 @@ void undo_rotation(const Tensor& w, int64_t block, int64_t seed, void* stream) {
   check_cuda("dequantize", hadamard_cuda(task, workspace.mutable_data_ptr(), stream));
 }
 
-Tensor dequantize_cuda(const Tensor& index, const Tensor& gain, const Tensor& row_scale,
-                       int64_t dim, int64_t pulses, int64_t gain_bits, std::string gain_law,
-                       int64_t cols, ScalarType dtype, int64_t block, int64_t seed) {
+}  // namespace
+
+Tensor dequantize_on_cuda(const Tensor& index, const Tensor& gain, const Tensor& row_scale,
+                          int64_t dim, int64_t pulses, int64_t gain_bits, std::string gain_law,
+                          int64_t cols, ScalarType dtype, int64_t block, int64_t seed) {
   constexpr const char* op = "dequantize";
   check_weight_dtype(op, dtype);
   const StoredCode code =
@@ -83,11 +86,9 @@ Tensor dequantize_cuda(const Tensor& index, const Tensor& gain, const Tensor& ro
   return decoded == dtype ? w : torch::stable::to(w, dtype);
 }
 
-}  // namespace
-
 STABLE_TORCH_LIBRARY_IMPL(pvq, CUDA, m) {
   m.impl("decode", TORCH_BOX(&decode_cuda));
-  m.impl("dequantize", TORCH_BOX(&dequantize_cuda));
+  m.impl("dequantize", TORCH_BOX(&dequantize_on_cuda));
   m.impl("check_codes", TORCH_BOX(&check_codes_cuda));
 }
 
