@@ -9,7 +9,13 @@ from conftest import TINY
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 from transformers.quantizers import auto
 
 import pvq
@@ -206,6 +212,41 @@ def test_load_chooses_device_and_layout(quantized_tiny):
     assert pvq.prepare(model, "index").model.layers[0].mlp.up_proj.layout == "index"
 
 
+@pytest.mark.parametrize("device_map", ["cpu", "auto"])
+def test_device_maps(small_llama, tmp_path, device_map):
+    pytest.importorskip("accelerate")
+    model = quantized(small_llama())
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=device_map)
+    assert same_state(model, loaded.cpu())
+
+
+def test_models_whose_tensors_have_other_names_in_files(tmp_path):
+    config = MixtralConfig(
+        vocab_size=80, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(config).eval()
+    with pytest.warns(UserWarning, match="stacks of experts"):
+        quantized(model)
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert not stored.keys() <= model.state_dict().keys(), "experts are stored one by one"
+    assert same_state(model, AutoModelForCausalLM.from_pretrained(tmp_path))
+    del stored["model.layers.1.self_attn.q_proj.gain"]
+    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="its code tensors are not those that it lists"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_tied_weight_that_is_missing_at_both_ends(small_llama, tmp_path):
+    quantized(small_llama(tie_word_embeddings=True)).save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors.pop("model.embed_tokens.weight"))
+    with pytest.raises(ValueError, match=r"missing embed_tokens\.weight"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
 def test_dense_models_are_not_quantized_while_loading():
     config = hf.PVQQuantizationConfig.of_layers(PVQConfig(), {}, {})
     with pytest.raises(ValueError, match="pre-quantized"):
@@ -295,7 +336,8 @@ def test_tensors_that_do_not_match_the_config(checkpoint, change, text):
         (lambda q: q["layers"].update({"model.norm": {}}), "model.norm, which is a LlamaRMSNorm"),
         (lambda q: q["layers"][NAME].update(dim=10), "does not fit model.layers.0.mlp.up_proj: 64"),
         (lambda q: q.update(format_version=2), "format_version 2.* upgrade pvq"),
-        (lambda q: q.pop("layers"), "has no 'layers'"),
+        (lambda q: q.pop("layers"), "'layers' in the quantization_config .* is None"),
+        (lambda q: q.update(layers=[]), r"'layers' in .* is \[\], expected an object"),
         (lambda q: q["default"].update(pulses=0), "pulses is 0, expected 1 to 4096"),
         (lambda q: q["default"].update(twist=1), "does not know: twist"),
     ],

@@ -150,9 +150,10 @@ def test_layers_survive_copy_and_pickle():
         assert same_state(layer, twin)
 
 
-def test_gradient_of_the_input_is_that_of_the_dense_layer():
+@pytest.mark.parametrize("layout", ["index", "planes"])
+def test_gradient_of_the_input_is_that_of_the_dense_layer(layout):
     dense = dense_layer(64, 48)
-    layer = PVQLinear.from_linear(dense, PVQConfig())
+    layer = PVQLinear.from_linear(dense, PVQConfig()).prepare(layout)
     x = torch.randn(5, 64, requires_grad=True)
     layer(x).square().sum().backward()
     weight = layer.dequantize().double()
@@ -161,13 +162,24 @@ def test_gradient_of_the_input_is_that_of_the_dense_layer():
     assert torch.allclose(x.grad.double(), z.grad, rtol=1e-4, atol=1e-4 * z.grad.abs().max())
 
 
+@pytest.mark.parametrize("layout", ["index", "planes"])
+def test_layers_compile_without_graph_breaks(layout):
+    layer = PVQLinear.from_linear(dense_layer(64, 48), PVQConfig()).prepare(layout)
+    table = PVQEmbedding.from_embedding(nn.Embedding(50, 64), PVQConfig())
+    model = nn.Sequential(table, layer)
+    ids = torch.tensor([[3, 4, 5]])
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(ids), model(ids))
+
+
 def test_linear_refuses_a_config_that_does_not_fit():
     with pytest.raises(ValueError, match="100 columns are not a multiple of dim=16"):
         PVQLinear(100, 4, False, PVQConfig())
 
 
 def test_repr_says_what_it_is():
-    layer = PVQLinear.from_linear(dense_layer(64, 48), PVQConfig())
+    layer = PVQLinear.from_linear(dense_layer(64, 48), PVQConfig(pulses=27))
     assert "in_features=64, out_features=48, bias=True, dim=16, pulses=27" in repr(layer)
 
 

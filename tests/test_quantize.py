@@ -99,7 +99,7 @@ def test_skip_and_overrides_by_pattern(small_llama):
     model = small_llama()
     report = quantize(
         model,
-        PVQConfig(2.25),
+        PVQConfig(pulses=12),
         skip=["*.layers.0.*", "*.k_proj"],
         overrides={
             "*_proj": {"seed": 4},
@@ -186,6 +186,19 @@ def test_a_tied_weight_stays_tied(small_llama):
     assert torch.allclose(model.lm_head(x), x @ table.T, atol=1e-4)
     model.tie_weights()
     assert isinstance(model.lm_head, PVQTiedHead)
+
+
+def test_tied_weights_that_cannot_be_quantized_are_refused(small_llama):
+    class Scaled(nn.Embedding):
+        pass
+
+    model = small_llama(tie_word_embeddings=True)
+    with pytest.raises(ValueError, match=r"lm_head and model\.embed_tokens are one tied weight"):
+        quantize(model, embeddings=True, head=True, skip=["lm_head"])
+    model.model.embed_tokens.__class__ = Scaled
+    with pytest.raises(ValueError, match="are a Scaled and a Linear, not a plain"):
+        quantize(model, embeddings=True, head=True)
+    assert not quantized_names(model)
 
 
 def test_any_module_can_be_quantized():

@@ -183,7 +183,7 @@ def test_codes_are_the_same_on_the_gpu():
 
 
 def test_tensor_checks_its_parts():
-    q = quantize_tensor(gaussian(4, 64), PVQConfig())
+    q = quantize_tensor(gaussian(4, 64), PVQConfig(pulses=27))
     with pytest.raises(ValueError, match=r"index is torch.uint8 \[3, 24\], expected"):
         PVQTensor(q.index[:3], q.gain, q.row_scale, q.shape, q.config)
     with pytest.raises(ValueError, match=r"row_scale is torch.float32"):

@@ -9,6 +9,7 @@
 #include "core/gain.h"
 #include "core/table_codes.h"
 #include "cpu/isa.h"
+#include "cpu/planes.h"
 #include "cuda/cuda.h"
 
 namespace py = pybind11;
@@ -24,8 +25,7 @@ py::object exact_count(int dim, int pulses) {
 }
 
 py::array_t<float> gain_levels(int dim, int64_t cols, int gain_bits, const std::string& law) {
-  const std::vector<float>& levels =
-      pvq::gain_levels(dim, cols, gain_bits, pvq::gain_law(law));
+  const std::vector<float>& levels = pvq::gain_levels(dim, cols, gain_bits, pvq::gain_law(law));
   return py::array_t<float>(py::ssize_t(levels.size()), levels.data());
 }
 
@@ -64,13 +64,17 @@ py::dict build_info() {
 
 PYBIND11_MODULE(_core, m) {
   m.doc() = "Exact pyramid counts, gain codebooks and build information.";
-  m.def("count", &exact_count, py::arg("dim"), py::arg("pulses"),
-        "N(dim, pulses), the number of integer vectors of `dim` coordinates whose magnitudes sum to "
-        "`pulses`; exact.");
+  m.def(
+      "count", &exact_count, py::arg("dim"), py::arg("pulses"),
+      "N(dim, pulses), the number of integer vectors of `dim` coordinates whose magnitudes sum to "
+      "`pulses`; exact.");
   m.def("index_bits", &pvq::index_bits, py::arg("dim"), py::arg("pulses"),
         "Bits of a stored index: enough for N(dim, pulses) points and the zero group.");
+  m.def("plane_bits", &pvq::plane_bits, py::arg("dim"), py::arg("pulses"),
+        "Bits of an integer in the CPU's run-time planes: 4 or 8.");
   m.def("gain_levels", &gain_levels, py::arg("dim"), py::arg("cols"), py::arg("gain_bits"),
-        py::arg("law"), "The 2**gain_bits amplitude levels in units of the row's root mean square.");
+        py::arg("law"),
+        "The 2**gain_bits amplitude levels in units of the row's root mean square.");
   m.def("code_table", &code_table, py::arg("bits"),
         "The 256 points of the pyramid-table code of 2, 3 or 4 bits, int8 [256, 4 or 2]; at 3 bits "
         "an entry a stands for the magnitude 2 a + 1.");

@@ -7,10 +7,11 @@
 
 namespace pvq {
 
-// Of a finite value, rounded to the nearest, ties to even.
+// Rounded to the nearest, ties to even; one NaN for all.
 PVQ_HD inline uint16_t to_bfloat16(float value) {
   uint32_t word;
   std::memcpy(&word, &value, sizeof(word));
+  if ((word & 0x7FFFFFFF) > 0x7F800000) return 0x7FC0;
   return uint16_t((word + 0x7FFF + (word >> 16 & 1)) >> 16);
 }
 

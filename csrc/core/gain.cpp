@@ -17,7 +17,9 @@ struct ShareLaw {
   double mean_root;  // E sqrt(x)
 
   ShareLaw(int dim, int64_t cols)
-      : a(0.5 * dim), b(0.5 * double(cols - dim)), n(double(cols)),
+      : a(0.5 * dim),
+        b(0.5 * double(cols - dim)),
+        n(double(cols)),
         mean_root(std::exp(std::lgamma(a + 0.5) - std::lgamma(a) + std::lgamma(a + b) -
                            std::lgamma(a + b + 0.5))) {}
 
@@ -119,8 +121,8 @@ const std::vector<float>& gain_levels(int dim, int64_t cols, int gain_bits, Gain
     throw std::invalid_argument("gain_bits is " + std::to_string(gain_bits) + ", expected 0 to " +
                                 std::to_string(kMaxGainBits));
   if (dim < 1 || cols < dim)
-    throw std::invalid_argument("cols is " + std::to_string(cols) + ", expected at least dim = " +
-                                std::to_string(dim));
+    throw std::invalid_argument("cols is " + std::to_string(cols) +
+                                ", expected at least dim = " + std::to_string(dim));
   using Key = std::tuple<int, int64_t, int, GainLaw>;
   static std::mutex mutex;
   static auto& cache = *new std::map<Key, std::unique_ptr<std::vector<float>>>;

@@ -6,7 +6,8 @@
 //
 //   beta    the quantiles sqrt(n * BetaPPF((i + 1/2) / 2^G)): equally likely cells, the codebook of
 //           the pyramid vector quantization paper (arXiv 2410.16926)
-//   lloyd   Lloyd-Max on the same law: least mean square error (Max 1960, Lloyd 1982; the density is
+//   lloyd   Lloyd-Max on the same law: least mean square error (Max 1960, Lloyd 1982; the density
+//   is
 //           log-concave, so the fixed point is the optimum)
 //
 // Levels are rounded to multiples of 2^-16, far below any effect on the error and far above the

@@ -1,7 +1,9 @@
 // Ranking and unranking of points of a pyramid in the tree order of pyramid.h.
 //
 // Three speeds of the same order: fixed sizes of 8, 16 and 32 coordinates in one 64-bit word
-// (templates, leaves from a table), any size in one word, and any size at all.
+// (templates, leaves from a table), any size in one word, and any size at all. The last takes its
+// capacity in limbs as a template argument, at least the pyramid's `limbs`: a GPU pays for the
+// local memory of every thread it could run.
 #pragma once
 
 #include "core/leaf.h"
@@ -10,7 +12,8 @@
 
 namespace pvq {
 
-// --- one word ---------------------------------------------------------------------------------------
+// --- one word
+// ---------------------------------------------------------------------------------------
 
 struct NodeIndex {
   int left_pulses;
@@ -27,8 +30,9 @@ PVQ_HD inline uint64_t narrow_count(const LevelView& level, int k) {
 
 // Splits index < N(dim, k) of a node that has a row.
 PVQ_HD inline NodeIndex split_by_row(const LevelView& level, int k, uint64_t index) {
-  const Split* row = level.splits + level.row_start[k];
-  int j = level.first[level.first_row[k] + uint32_t(index >> level.row_shift[k])];
+  const Row at = level.rows[k];
+  const Split* row = level.splits + at.splits;
+  int j = level.first[256 * at.buckets + uint32_t(index >> at.shift)];
   while (index >= row[j + 1].offset) ++j;
   const uint64_t rest = index - row[j].offset;
   // The reciprocal is short by less than one part in 2^64, the quotient by at most one.
@@ -57,7 +61,7 @@ PVQ_HD inline NodeIndex split_narrow(const PyramidView& p, const LevelView& leve
 }
 
 PVQ_HD inline uint64_t narrow_offset(const PyramidView& p, const LevelView& level, int k, int j) {
-  if (has_row(level, k)) return level.splits[level.row_start[k] + j].offset;
+  if (has_row(level, k)) return level.splits[level.rows[k].splits + j].offset;
   const LevelView& left = p.level[level.left_level];
   const LevelView& right = p.level[level.right_level];
   uint64_t offset = 0;
@@ -95,22 +99,36 @@ PVQ_HD inline void unrank_narrow(const PyramidView& p, int level, int k, uint64_
   }
 }
 
-// Fixed sizes D = 4 * 2^n. `level` 0 has D coordinates, level 1 D / 2, and so on.
-template <int D>
-PVQ_HD inline void unrank_fixed(const PyramidView& p, int level, int k, uint64_t index,
-                                int16_t* y) {
+// Fixed sizes D = 4 * 2^n of a narrow pyramid, whose nodes all have rows: calls
+// leaf(position, pulses, index) for each leaf. kLevel 0 has D coordinates, 1 has D / 2, and so on.
+template <int D, int kLevel = 0, class Leaf>
+PVQ_HD inline void split_to_leaves(const PyramidView& p, int k, uint64_t index, int position,
+                                   const Leaf& leaf) {
   if constexpr (D == 4) {
-    if (k > kLeafPulses) {
-      leaf::unrank4(k, index, y);
+    leaf(position, k, index);
+  } else {
+    const NodeIndex split = split_by_row(p.level[kLevel], k, index);
+    split_to_leaves<D / 2, kLevel + 1>(p, split.left_pulses, split.left, position, leaf);
+    split_to_leaves<D / 2, kLevel + 1>(p, k - split.left_pulses, split.right, position + D / 2,
+                                       leaf);
+  }
+}
+
+// A leaf of four as the table has it, one int8 a coordinate; k <= kLeafPulses.
+PVQ_HD inline uint32_t tabled_leaf(const PyramidView& p, int k, uint64_t index) {
+  return p.leaf_points[p.leaf_start[k] + uint32_t(index)];
+}
+
+template <int D>
+PVQ_HD inline void unrank_fixed(const PyramidView& p, int k, uint64_t index, int16_t* y) {
+  split_to_leaves<D>(p, k, index, 0, [&](int position, int pulses, uint64_t leaf_index) {
+    if (pulses > kLeafPulses) {
+      leaf::unrank4(pulses, leaf_index, y + position);
       return;
     }
-    const uint32_t packed = p.leaf_points[p.leaf_start[k] + uint32_t(index)];
-    for (int i = 0; i < 4; ++i) y[i] = int8_t(packed >> (8 * i));
-  } else {
-    const NodeIndex split = split_narrow(p, p.level[level], k, index);
-    unrank_fixed<D / 2>(p, level + 1, split.left_pulses, split.left, y);
-    unrank_fixed<D / 2>(p, level + 1, k - split.left_pulses, split.right, y + D / 2);
-  }
+    const uint32_t packed = tabled_leaf(p, pulses, leaf_index);
+    for (int i = 0; i < 4; ++i) y[position + i] = int8_t(packed >> (8 * i));
+  });
 }
 
 struct Ranked {
@@ -127,31 +145,60 @@ PVQ_HD inline Ranked rank_fixed(const PyramidView& p, int level, const int16_t* 
     const Ranked right = rank_fixed<D / 2>(p, level + 1, y + D / 2);
     const LevelView& here = p.level[level];
     const int k = left.pulses + right.pulses;
-    return {k, narrow_offset(p, here, k, left.pulses) +
-                   left.index * narrow_count(p.level[here.right_level], right.pulses) +
-                   right.index};
+    return {k, here.splits[here.rows[k].splits + left.pulses].offset +
+                   left.index * narrow_count(p.level[level + 1], right.pulses) + right.index};
   }
 }
 
-// --- any size ---------------------------------------------------------------------------------------
+// --- any size
+// ---------------------------------------------------------------------------------------
 
-PVQ_HD inline void add_split_products(const PyramidView& p, const LevelView& level, int k,
-                                      int i, uint32_t* sum, int n) {
+PVQ_HD inline void add_split_products(const PyramidView& p, const LevelView& level, int k, int i,
+                                      uint32_t* sum, int n) {
   const LevelView& left = p.level[level.left_level];
   const LevelView& right = p.level[level.right_level];
   limbs::add_product(sum, n, left.counts + size_t(i) * left.limbs, left.limbs,
                      right.counts + size_t(k - i) * right.limbs, right.limbs);
 }
 
+// The pulses of the left half for an index of the root; subtracts what comes before them.
+PVQ_HD inline int split_root(const PyramidView& p, uint32_t* index) {
+  const int n = p.limbs;
+  int low = 0, high = p.pulses;
+  while (low < high) {
+    const int middle = (low + high + 1) / 2;
+    if (limbs::compare(p.root_offsets + size_t(middle) * n, n, index, n) <= 0)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  limbs::subtract(index, n, p.root_offsets + size_t(low) * n, n);
+  return low;
+}
+
+// The same at a node without a table.
+template <int kCapacity>
+PVQ_HD inline int split_wide(const PyramidView& p, const LevelView& here, int k, uint32_t* index) {
+  const int n = here.limbs;
+  uint32_t points[kCapacity + 1];
+  for (int j = 0;; ++j) {
+    limbs::set(points, n + 1, 0);
+    add_split_products(p, here, k, j, points, n + 1);
+    if (limbs::compare(index, n, points, n + 1) < 0) return j;
+    limbs::subtract(index, n, points, n);
+  }
+}
+
 // index [p.limbs] < N(dim, pulses).
+template <int kCapacity>
 PVQ_HD inline void unrank_wide(const PyramidView& p, const uint32_t* index, int16_t* y) {
   struct Pending {
     int level, pulses, position;
-    uint32_t index[limbs::kMax];
+    uint32_t index[kCapacity];
   } stack[10];
   int depth = 1;
   stack[0].level = 0, stack[0].pulses = p.pulses, stack[0].position = 0;
-  limbs::copy(stack[0].index, limbs::kMax, index, p.limbs);
+  limbs::copy(stack[0].index, kCapacity, index, p.limbs);
   while (depth > 0) {
     Pending& node = stack[--depth];
     const LevelView& here = p.level[node.level];
@@ -160,52 +207,74 @@ PVQ_HD inline void unrank_wide(const PyramidView& p, const uint32_t* index, int1
       unrank_narrow(p, node.level, k, limbs::low64(node.index, n), y + position);
       continue;
     }
-    uint32_t rest[limbs::kMax + 1], points[limbs::kMax + 1], quotient[limbs::kMax];
+    uint32_t rest[kCapacity + 1], quotient[kCapacity];
     limbs::copy(rest, n, node.index, n);
-    int j = 0;
-    for (;; ++j) {
-      limbs::set(points, n + 1, 0);
-      add_split_products(p, here, k, j, points, n + 1);
-      if (limbs::compare(rest, n, points, n + 1) < 0) break;
-      limbs::subtract(rest, n, points, n);
-    }
+    const int j = node.level == 0 ? split_root(p, rest) : split_wide<kCapacity>(p, here, k, rest);
     const LevelView& right = p.level[here.right_level];
-    limbs::divide(rest, n, right.counts + size_t(k - j) * right.limbs, right.limbs, quotient);
+    limbs::divide<kCapacity>(rest, n, right.counts + size_t(k - j) * right.limbs, right.limbs,
+                             quotient);
     const int right_level = here.right_level, left_level = here.left_level;
     Pending& second = stack[depth++];
     second.level = right_level, second.pulses = k - j;
     second.position = position + p.level[left_level].dim;
-    limbs::copy(second.index, limbs::kMax, rest, n);
+    limbs::copy(second.index, kCapacity, rest, n);
     Pending& first = stack[depth++];
     first.level = left_level, first.pulses = j, first.position = position;
-    limbs::copy(first.index, limbs::kMax, quotient, n);
+    limbs::copy(first.index, kCapacity, quotient, n);
   }
 }
 
-// The rank of y within its node, index [n]; n limbs must hold N(level.dim, pulses of y).
-inline void rank_wide_node(const PyramidView& p, int level, const int16_t* y, uint32_t* index,
-                           int n) {
-  const LevelView& here = p.level[level];
-  if (here.dim <= 4) {
-    limbs::set(index, n, leaf::rank(here.dim, y));
-    return;
+// index [p.limbs] = the rank of a point y.
+//
+// rank(node) = offset + rank(left) * N(right) + rank(right) adds the right half's rank to the
+// node's own sum, so only left halves need a sum of their own: one for each node that waits for its
+// left.
+template <int kCapacity>
+PVQ_HD inline void rank_wide(const PyramidView& p, const int16_t* y, uint32_t* index) {
+  struct Waiting {
+    int right_level, right_position, right_pulses, limbs;
+    uint32_t sum[kCapacity];  // of the left half, `limbs` of them
+  } stack[8];
+  int depth = 0, level = 0, position = 0, n = p.limbs;
+  uint32_t* sum = index;
+  limbs::set(sum, n, 0);
+  for (;;) {
+    const LevelView& here = p.level[level];
+    if (here.dim > 4) {
+      const LevelView& left = p.level[here.left_level];
+      const int left_pulses = pulses_of(y + position, left.dim);
+      const int right_position = position + left.dim;
+      const int right_pulses = pulses_of(y + right_position, here.dim - left.dim);
+      const int k = left_pulses + right_pulses;
+      if (has_row(here, k)) {
+        uint32_t offset[2];
+        limbs::set(offset, 2, narrow_offset(p, here, k, left_pulses));
+        limbs::add(sum, n, offset, limbs::length(offset, 2));
+      } else if (level == 0) {
+        limbs::add(sum, n, p.root_offsets + size_t(left_pulses) * p.limbs, p.limbs);
+      } else {
+        for (int i = 0; i < left_pulses; ++i) add_split_products(p, here, k, i, sum, n);
+      }
+      Waiting& node = stack[depth++];
+      node.right_level = here.right_level, node.right_position = right_position;
+      node.right_pulses = right_pulses, node.limbs = left.limbs;
+      sum = node.sum, n = node.limbs;
+      limbs::set(sum, n, 0);
+      level = here.left_level;
+      continue;
+    }
+    uint32_t leaf[2];
+    limbs::set(leaf, 2, leaf::rank(here.dim, y + position));
+    limbs::add(sum, n, leaf, limbs::length(leaf, 2));
+    if (depth == 0) return;
+    const Waiting& node = stack[--depth];
+    const LevelView& right = p.level[node.right_level];
+    sum = depth ? stack[depth - 1].sum : index;
+    n = depth ? stack[depth - 1].limbs : p.limbs;
+    limbs::add_product(sum, n, node.sum, node.limbs,
+                       right.counts + size_t(node.right_pulses) * right.limbs, right.limbs);
+    level = node.right_level, position = node.right_position;
   }
-  const LevelView& left = p.level[here.left_level];
-  const LevelView& right = p.level[here.right_level];
-  const int left_pulses = pulses_of(y, left.dim), right_pulses = pulses_of(y + left.dim, right.dim);
-  const int k = left_pulses + right_pulses;
-  if (has_row(here, k)) {
-    limbs::set(index, n, narrow_offset(p, here, k, left_pulses));
-  } else {
-    limbs::set(index, n, 0);
-    for (int i = 0; i < left_pulses; ++i) add_split_products(p, here, k, i, index, n);
-  }
-  uint32_t half[limbs::kMax];
-  rank_wide_node(p, here.left_level, y, half, left.limbs);
-  limbs::add_product(index, n, half, left.limbs,
-                     right.counts + size_t(right_pulses) * right.limbs, right.limbs);
-  rank_wide_node(p, here.right_level, y + left.dim, half, right.limbs);
-  limbs::add(index, n, half, limbs::length(half, right.limbs));
 }
 
 }  // namespace pvq

@@ -51,9 +51,7 @@ PVQ_HD inline uint64_t rank(int dim, const int16_t* y) {
   return dim == 1 ? rank1(y) : dim == 2 ? rank2(y) : dim == 3 ? rank3(y) : rank4(y);
 }
 
-PVQ_HD inline void unrank1(int k, uint64_t index, int16_t* y) {
-  y[0] = int16_t(index ? -k : k);
-}
+PVQ_HD inline void unrank1(int k, uint64_t index, int16_t* y) { y[0] = int16_t(index ? -k : k); }
 
 PVQ_HD inline void unrank2(int k, uint64_t index, int16_t* y) {
   if (index < 2) {
@@ -73,8 +71,10 @@ PVQ_HD inline void unrank3(int k, uint64_t index, int16_t* y) {
   int low = 0, high = k;  // largest j with offset3(j) <= index
   while (low < high) {
     const int middle = (low + high + 1) / 2;
-    if (offset3(middle) <= index) low = middle;
-    else high = middle - 1;
+    if (offset3(middle) <= index)
+      low = middle;
+    else
+      high = middle - 1;
   }
   index -= offset3(low);
   const uint64_t radix = count(1, k - low);
@@ -86,8 +86,10 @@ PVQ_HD inline void unrank4(int k, uint64_t index, int16_t* y) {
   int low = 0, high = k;  // largest j with offset4(k, j) <= index
   while (low < high) {
     const int middle = (low + high + 1) / 2;
-    if (offset4(k, middle) <= index) low = middle;
-    else high = middle - 1;
+    if (offset4(k, middle) <= index)
+      low = middle;
+    else
+      high = middle - 1;
   }
   index -= offset4(k, low);
   const uint64_t radix = count(2, k - low);
@@ -96,10 +98,14 @@ PVQ_HD inline void unrank4(int k, uint64_t index, int16_t* y) {
 }
 
 PVQ_HD inline void unrank(int dim, int k, uint64_t index, int16_t* y) {
-  if (dim == 1) unrank1(k, index, y);
-  else if (dim == 2) unrank2(k, index, y);
-  else if (dim == 3) unrank3(k, index, y);
-  else unrank4(k, index, y);
+  if (dim == 1)
+    unrank1(k, index, y);
+  else if (dim == 2)
+    unrank2(k, index, y);
+  else if (dim == 3)
+    unrank3(k, index, y);
+  else
+    unrank4(k, index, y);
 }
 
 }  // namespace pvq::leaf

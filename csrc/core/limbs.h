@@ -81,8 +81,9 @@ PVQ_HD inline void add_product(uint32_t* a, int n, const uint32_t* b, int nb, co
   }
 }
 
-// quotient = a / b and a = a mod b, for b > 0; quotient has n limbs. Schoolbook division
-// (Knuth, The Art of Computer Programming 2, algorithm 4.3.1 D), normalised by a shift.
+// quotient = a / b and a = a mod b, for b > 0; quotient has n <= kCapacity limbs. Schoolbook
+// division (Knuth, The Art of Computer Programming 2, algorithm 4.3.1 D), normalised by a shift.
+template <int kCapacity>
 PVQ_HD inline void divide(uint32_t* a, int n, const uint32_t* b, int nb, uint32_t* quotient) {
   const int na = length(a, n);
   nb = length(b, nb);
@@ -101,7 +102,7 @@ PVQ_HD inline void divide(uint32_t* a, int n, const uint32_t* b, int nb, uint32_
   }
   int shift = 0;
   while (!(b[nb - 1] << shift >> 31)) ++shift;
-  uint32_t u[kMax + 1], v[kMax];
+  uint32_t u[kCapacity + 1], v[kCapacity];
   for (int i = nb - 1; i >= 0; --i)
     v[i] = b[i] << shift | (shift && i ? b[i - 1] >> (32 - shift) : 0);
   u[na] = shift ? a[na - 1] >> (32 - shift) : 0;

@@ -1,5 +1,5 @@
-// Functions marked PVQ_HD are compiled for the CPU and, by nvcc, for the GPU as well: what both must
-// agree on bit for bit is written once.
+// Functions marked PVQ_HD are compiled for the CPU and, by nvcc, for the GPU as well: what both
+// must agree on bit for bit is written once.
 #pragma once
 
 #include <stddef.h>
@@ -9,6 +9,13 @@
 #define PVQ_HD __host__ __device__
 #else
 #define PVQ_HD
+#endif
+
+// Before a loop over an array that the GPU must keep in registers: those have no addresses.
+#ifdef __CUDA_ARCH__
+#define PVQ_UNROLL _Pragma("unroll")
+#else
+#define PVQ_UNROLL
 #endif
 
 namespace pvq {

@@ -6,6 +6,7 @@
 #include <set>
 #include <utility>
 
+#include "core/index.h"
 #include "core/leaf.h"
 #include "core/limbs.h"
 
@@ -99,6 +100,7 @@ Pyramid::Pyramid(int dim, int pulses) : view_{} {
     if (i == 0 && view.narrow == pulses) view.top_row = pulses;
     tabulate(*levels_[i], view);
   }
+  if (!view_.narrow && dim > 4) tabulate_root();
 }
 
 void Pyramid::tabulate(Level& level, LevelView& view) {
@@ -107,13 +109,11 @@ void Pyramid::tabulate(Level& level, LevelView& view) {
   const auto narrow_count = [](const LevelView& v, int k) {
     return limbs::low64(v.counts + size_t(k) * v.limbs, v.limbs);
   };
-  level.row_start.assign(view_.pulses + 1, 0);
-  level.first_row.assign(view_.pulses + 1, 0);
-  level.row_shift.assign(view_.pulses + 1, 0);
+  level.rows.assign(view_.pulses + 1, Row{});
   for (int k = 0; k <= view_.pulses; ++k) {
     if (k > view.tabled && k != view.top_row) continue;
     const uint64_t total = narrow_count(view, k);
-    const uint32_t start = level.row_start[k] = uint32_t(level.splits.size());
+    const size_t start = level.splits.size();
     uint64_t offset = 0;
     for (int j = 0; j <= k; ++j) {
       const uint64_t radix = narrow_count(right, k - j);
@@ -123,19 +123,59 @@ void Pyramid::tabulate(Level& level, LevelView& view) {
     level.splits.push_back({total, 1, ~uint64_t(0)});
 
     const int bits = 64 - __builtin_clzll(total);
-    const int shift = level.row_shift[k] = uint8_t(std::max(0, bits - 8));
-    level.first_row[k] = uint32_t(level.first.size());
+    const int shift = std::max(0, bits - 8);
+    level.rows[k] = {uint32_t(start), uint16_t(level.first.size() / 256), uint16_t(shift)};
     int j = 0;
     for (uint64_t bucket = 0; bucket < 256; ++bucket) {
       while (j < k && level.splits[start + j + 1].offset <= bucket << shift) ++j;
       level.first.push_back(uint16_t(j));
     }
   }
+  view.rows = level.rows.data();
   view.splits = level.splits.data();
-  view.row_start = level.row_start.data();
-  view.row_shift = level.row_shift.data();
   view.first = level.first.data();
-  view.first_row = level.first_row.data();
+}
+
+void Pyramid::tabulate_root() {
+  const LevelView& root = view_.level[0];
+  const size_t n = view_.limbs;
+  root_offsets_.assign((view_.pulses + 1) * n, 0);
+  for (int j = 0; j < view_.pulses; ++j) {
+    uint32_t* next = root_offsets_.data() + (j + 1) * n;
+    std::copy_n(next - n, n, next);
+    add_split_products(view_, root, view_.pulses, j, next, int(n));
+  }
+  view_.root_offsets = root_offsets_.data();
+}
+
+PyramidView Pyramid::relocated(uintptr_t base, std::vector<char>* bytes, size_t* row_bytes) const {
+  const auto place = [&](const auto* table, size_t count) {
+    const auto* data = reinterpret_cast<const char*>(table);
+    const size_t start = bytes->size();
+    bytes->insert(bytes->end(), data, data + count * sizeof(*table));
+    bytes->resize((bytes->size() + 15) / 16 * 16);
+    return reinterpret_cast<decltype(table)>(base + start);
+  };
+  PyramidView moved = view_;
+  for (size_t i = 0; i < levels_.size(); ++i) {
+    const Level& level = *levels_[i];
+    LevelView& view = moved.level[i];
+    view.rows = place(level.rows.data(), level.rows.size());
+    view.splits = place(level.splits.data(), level.splits.size());
+    view.first = place(level.first.data(), level.first.size());
+  }
+  *row_bytes = bytes->size();
+  for (size_t i = 0; i < levels_.size(); ++i) {
+    const std::vector<uint32_t>& counts = levels_[i]->counts.values;
+    moved.level[i].counts = place(counts.data(), counts.size());
+  }
+  moved.root_offsets = place(root_offsets_.data(), root_offsets_.size());
+  const int leaf_rows = std::min(view_.pulses, kLeafPulses) + 1;
+  const LeafTable& leaves = leaf_table();
+  moved.leaf_start = place(leaves.start.data(), leaf_rows);
+  moved.leaf_points =
+      place(leaves.points.data(), leaves.start[leaf_rows - 1] + leaf::count(4, leaf_rows - 1));
+  return moved;
 }
 
 }  // namespace pvq

@@ -27,6 +27,9 @@ struct CodeView {
 bool decode_points(const Pyramid& pyramid, const uint8_t* stream, int64_t begin, int64_t end,
                    int16_t* y);
 
+// True if all of them name points or the zero group, without decoding.
+bool check_indices(const Pyramid& pyramid, const uint8_t* stream, int64_t begin, int64_t end);
+
 // Decodes groups [begin, end) of a row into y [(end - begin) * dim] and
 // scale [end - begin] = row_scale * level / ||y||, zero for a zero group (whose y is zero too).
 // False as above.

@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "core/bfloat16.h"
 #include "core/bits.h"
 #include "core/index.h"
 #include "cpu/code.h"
@@ -29,7 +30,7 @@ template <int D>
 bool decode_fixed(const PyramidView& p, const uint8_t* stream, int64_t begin, int64_t end,
                   int16_t* y) {
   return decode_narrow(p, stream, begin, end, y, [&p](uint64_t index, int16_t* out) {
-    unrank_fixed<D>(p, 0, p.pulses, index, out);
+    unrank_fixed<D>(p, p.pulses, index, out);
   });
 }
 
@@ -43,7 +44,7 @@ bool decode_wide(const PyramidView& p, const uint8_t* stream, int64_t begin, int
     const int order = limbs::compare(index, p.limbs, zero_index, root.limbs);
     if (order > 0) return false;
     if (order < 0) {
-      unrank_wide(p, index, y);
+      unrank_wide<limbs::kMax>(p, index, y);
     } else {
       for (int i = 0; i < p.dim; ++i) y[i] = 0;
     }
@@ -71,14 +72,24 @@ bool decode_points(const Pyramid& pyramid, const uint8_t* stream, int64_t begin,
   }
 }
 
+bool check_indices(const Pyramid& pyramid, const uint8_t* stream, int64_t begin, int64_t end) {
+  const PyramidView& p = pyramid.view();
+  const LevelView& root = p.level[0];
+  const uint32_t* zero_index = root.counts + size_t(p.pulses) * root.limbs;
+  uint32_t index[limbs::kMax];
+  for (int64_t g = begin; g < end; ++g) {
+    bits::read_limbs(stream, g * p.index_bits, p.index_bits, index);
+    if (limbs::compare(index, p.limbs, zero_index, root.limbs) > 0) return false;
+  }
+  return true;
+}
+
 bool decode_groups(const CodeView& code, int64_t row, int64_t begin, int64_t end, int16_t* y,
                    float* scale) {
   if (!decode_points(*code.pyramid, code.index + row * code.index_stride, begin, end, y))
     return false;
   const uint8_t* gains = code.gain + row * code.gain_stride;
-  const uint32_t word = uint32_t(code.row_scale[row]) << 16;
-  float row_scale;
-  std::memcpy(&row_scale, &word, sizeof(float));
+  const float row_scale = from_bfloat16(code.row_scale[row]);
   for (int64_t g = begin; g < end; ++g, y += code.dim) {
     int squared_norm = 0;
     for (int i = 0; i < code.dim; ++i) squared_norm += int(y[i]) * y[i];

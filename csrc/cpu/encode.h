@@ -8,8 +8,9 @@ namespace pvq {
 
 class Pyramid;
 
-// y [count, dim] nearest to x [count, dim] (core/project.h); dim <= kMaxDim, x finite.
-void nearest_points(const float* x, int64_t count, int dim, int pulses, int quality, int16_t* y);
+// y [count, dim] nearest to x [count, dim] (core/project.h); dim <= kMaxDim.
+// False if x holds NaN or infinity; y is then meaningless.
+bool nearest_points(const float* x, int64_t count, int dim, int pulses, int quality, int16_t* y);
 
 // Appends `count` indices of y [count, dim] to a stream whose first byte is field `begin`'s row
 // start; the bytes there must be zero. Each y is a point of the pyramid or zero.
@@ -26,24 +27,21 @@ struct RowCode {
   uint16_t* row_scale;
 };
 
-// Quantizes one row w [cols]: nearest directions, then gains and the row scale in turns, the least
-// squares fit of each given the other, until neither changes.
+// Quantizes one row w [cols]: nearest directions, then gains and the row scale (core/fit.h).
 class RowQuantizer {
  public:
   RowQuantizer(const Pyramid& pyramid, int64_t cols, int gain_bits,
                const std::vector<float>& levels, int quality);
-  void operator()(const float* w, const RowCode& out);
+  // False if w holds NaN or infinity; what was written is then meaningless.
+  bool operator()(const float* w, const RowCode& out);
 
  private:
-  int nearest_level(float amplitude, double scale) const;
-
   const Pyramid& pyramid_;
   int64_t cols_;
   int gain_bits_, quality_;
   const std::vector<float>& levels_;
   std::vector<int16_t> y_;
   std::vector<float> amplitude_;
-  std::vector<uint8_t> code_;
 };
 
 }  // namespace pvq

@@ -2,7 +2,6 @@
 #include "cpu/matmul.h"
 
 #include <cstring>
-#include <vector>
 
 #include "cpu/matmul_blocks.h"
 #include "cpu/matmul_kernels.h"
@@ -10,6 +9,9 @@
 namespace pvq {
 namespace {
 
+// A tile of 64 lanes by 128 reduction indices has 32 KB, and stays in the first-level cache
+// together with the activations that belong to it.
+constexpr int64_t kPanelLanes = 64;
 constexpr int64_t kTileDepth = 128;
 
 // Activations are packed as [blocks][depth][tokens of the block]; a block's tokens are what the
@@ -46,10 +48,11 @@ class FloatProduct final : public Product {
   int64_t multiply(const void* packed, int64_t begin, int64_t end, float* out) const override {
     const auto c = make_buffer<float>(tokens_ * width_);
     const auto tile = make_buffer<float>(direct_ ? 0 : tile_depth_ * width_);
+    const auto missing = make_buffer<float>(block_tokens_ * width_);
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t l0 = panel * panel_lanes_, l1 = std::min(l0 + panel_lanes_, weights_.lanes);
       const int64_t bad = multiply_panel(static_cast<const float*>(packed), l0, l1, tile.get(),
-                                         c.get());
+                                         missing.get(), c.get());
       if (bad != kNoRow) return bad;
       for (int64_t t = 0; t < tokens_; ++t)
         std::memcpy(out + t * weights_.lanes + l0, c.get() + t * width_, (l1 - l0) * sizeof(float));
@@ -58,7 +61,8 @@ class FloatProduct final : public Product {
   }
 
  private:
-  int64_t multiply_panel(const float* a, int64_t l0, int64_t l1, float* tile, float* c) const {
+  int64_t multiply_panel(const float* a, int64_t l0, int64_t l1, float* tile, float* missing,
+                         float* c) const {
     if (direct_) {
       weights_.multiply_directly(l0, l1, a, int(tokens_), c, width_);
     } else {
@@ -77,7 +81,7 @@ class FloatProduct final : public Product {
     int64_t bad = kNoRow;
     for (int64_t t = 0; t < tokens_ && bad == kNoRow; t += block_tokens_)
       bad = add_missing(weights_, l0, l1, a + t * weights_.depth,
-                        std::min(block_tokens_, tokens_ - t), width_, c + t * width_);
+                        std::min(block_tokens_, tokens_ - t), width_, missing, c + t * width_);
     return bad;
   }
 
@@ -91,18 +95,12 @@ class FloatProduct final : public Product {
 
 }  // namespace
 
-// A weight's products with all tokens are one vector here; the sums are turned into c's order at the
-// end.
+// A weight's products with all tokens are one vector in `sum`; c has the other order.
 int64_t add_missing(const WeightTiles& weights, int64_t l0, int64_t l1, const float* a,
-                    int64_t tokens, int64_t width, float* c) {
-  std::vector<float> sum;
-  const int64_t bad = weights.visit_missing(l0, l1, [&](int64_t i, int64_t l, float d) {
-    if (sum.empty()) sum.resize(tokens * width);
-    const float* from = a + i * tokens;
-    float* to = sum.data() + l * tokens;
-    for (int64_t t = 0; t < tokens; ++t) to[t] += d * from[t];
-  });
-  if (sum.empty()) return bad;
+                    int64_t tokens, int64_t width, float* sum, float* c) {
+  if (!weights.has_missing()) return kNoRow;
+  std::fill_n(sum, width * tokens, 0.0f);
+  const int64_t bad = weights.add_missing(l0, l1, a, tokens, sum);
   for (int64_t t = 0; t < tokens; ++t)
     for (int64_t l = 0; l < l1 - l0; ++l) c[t * width + l] += sum[l * tokens + t];
   return bad;

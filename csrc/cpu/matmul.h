@@ -1,9 +1,9 @@
-// The product of activations with a matrix of tiles, the same for the stored form and the planes, for
-// the product and its transpose:  out[t, l] = sum_i a[t, i] * m[i, l].
+// The product of activations with a matrix of tiles, the same for the stored form and the planes,
+// for the product and its transpose:  out[t, l] = sum_i a[t, i] * m[i, l].
 //
 // Use: pack the activations once, then let threads multiply ranges of panels. A panel is a range of
-// lanes that one thread computes from its first to its last tile in a fixed order, so the result does
-// not depend on the number of threads.
+// lanes that one thread computes from its first to its last tile in a fixed order, so the result
+// does not depend on the number of threads.
 #pragma once
 
 #include <cstddef>
@@ -17,8 +17,8 @@ namespace pvq {
 class Product {
  public:
   // The fastest way for so many tokens. `bfloat16` allows to round activations and weights to
-  // bfloat16 before they are multiplied (sums stay float32), as a product of bfloat16 matrices does.
-  // `weights` must outlive the product.
+  // bfloat16 before they are multiplied (sums stay float32), as a product of bfloat16 matrices
+  // does. `weights` must outlive the product.
   static std::unique_ptr<Product> make(const WeightTiles& weights, int64_t tokens, bool bfloat16);
   virtual ~Product() = default;
 

@@ -2,7 +2,7 @@
 //
 // TDPBF16PS multiplies a [16 tokens, 32] tile with 16 x 16 pairs and adds to a [16, 16] tile of
 // float32. One result takes 52 cycles, a new one may start every 16, so four sums go on at once:
-// 2 x 2 tiles of tokens x lanes, or 1 x 4 for the last 16 tokens.
+// 2 x 2 tiles of tokens x lanes, or 1 x 4 where there are only 16 tokens.
 #ifdef PVQ_X86
 // GCC 12 takes the "undefined" operands of its own intrinsics for uninitialised variables.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -14,8 +14,8 @@
 namespace pvq {
 namespace {
 
-constexpr int kTile = 16;                      // rows of a tile register, of 64 bytes each
-constexpr int kBlock = kTile * kAmxDepth;      // elements of one block of b
+constexpr int kTile = 16;                  // rows of a tile register, of 64 bytes each
+constexpr int kBlock = kTile * kAmxDepth;  // elements of one block of b
 constexpr int64_t kRowBytes = 64;
 
 // All eight registers are full. Constant data, because GCC 12's intrinsic declares that it reads
@@ -91,9 +91,9 @@ void open_amx() { _tile_loadconfig(&kConfig); }
 
 void close_amx() { _tile_release(); }
 
-// To nearest, ties away from zero: half a unit is added and the lower half of the word dropped. Four
-// plain operations a pair; the conversion instruction with the permutation that it needs takes three
-// times as long.
+// To nearest, ties away from zero: half a unit is added and the lower half of the word dropped.
+// Four plain operations a pair; the conversion instruction with the permutation that it needs takes
+// three times as long.
 void round_tile_amx(const float* tile, int64_t stride, int64_t depth, uint16_t* b) {
   const __m512i half = _mm512_set1_epi32(0x8000);
   const auto store_pair = [&](int64_t i, __m512 even, __m512 odd) {
@@ -105,22 +105,24 @@ void round_tile_amx(const float* tile, int64_t stride, int64_t depth, uint16_t* 
 #pragma GCC unroll 4
   for (; i + 2 <= depth; i += 2)
     store_pair(i, _mm512_loadu_ps(tile + i * stride), _mm512_loadu_ps(tile + (i + 1) * stride));
-  for (; i % kAmxDepth != 0; i += 2)
-    store_pair(i, i < depth ? _mm512_loadu_ps(tile + i * stride) : _mm512_setzero_ps(),
-               _mm512_setzero_ps());
+  if (i < depth) {
+    store_pair(i, _mm512_loadu_ps(tile + i * stride), _mm512_setzero_ps());
+    i += 2;
+  }
+  for (; i % kAmxDepth != 0; i += 2) store_pair(i, _mm512_setzero_ps(), _mm512_setzero_ps());
 }
 
 void multiply_amx(const uint16_t* b, int64_t width, const uint16_t* a, int64_t a_stride,
                   int64_t depth, int64_t tokens, float* c) {
   const int64_t blocks = depth / kAmxDepth, b_stride = blocks * kBlock;
-  int64_t t = 0;
-  for (; t + 2 * kTile <= tokens; t += 2 * kTile)
+  if (tokens == kTile) {
+    for (int64_t l = 0; l < width; l += 4 * kTile)
+      multiply_1x4(b + l / kTile * b_stride, b_stride, a, blocks, c + l, width);
+    return;
+  }
+  for (int64_t t = 0; t < tokens; t += 2 * kTile)
     for (int64_t l = 0; l < width; l += 2 * kTile)
       multiply_2x2(b + l / kTile * b_stride, b_stride, a + t / kTile * a_stride, a_stride, blocks,
-                   c + t * width + l, width);
-  for (; t < tokens; t += kTile)
-    for (int64_t l = 0; l < width; l += 4 * kTile)
-      multiply_1x4(b + l / kTile * b_stride, b_stride, a + t / kTile * a_stride, blocks,
                    c + t * width + l, width);
 }
 

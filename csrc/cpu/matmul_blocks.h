@@ -10,10 +10,6 @@
 
 namespace pvq {
 
-// Lanes of a panel. With 128 reduction indices a tile has 32 KB of float32, and stays in the
-// first-level cache together with the activations that belong to it.
-constexpr int64_t kPanelLanes = 64;
-
 constexpr int64_t divide_up(int64_t x, int64_t y) { return (x + y - 1) / y; }
 constexpr int64_t round_up(int64_t x, int64_t step) { return divide_up(x, step) * step; }
 // The largest multiple of `step` up to x, but at least one step.
@@ -32,10 +28,10 @@ Buffer<T> make_buffer(int64_t count) {
   return Buffer<T>(static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64})));
 }
 
-// c[t * width + l - l0] += sum over i of d(i, l) * a[i * tokens + t] for what visit_missing(l0, l1)
-// tells, lanes [l0, l1) at most `width`. Returns kNoRow or a damaged row.
+// Adds what the tiles of lanes [l0, l1) leave out to c [tokens, width], for a [depth, tokens].
+// `sum` is scratch, [width, tokens]. Returns kNoRow or a damaged row.
 int64_t add_missing(const WeightTiles& weights, int64_t l0, int64_t l1, const float* a,
-                    int64_t tokens, int64_t width, float* c);
+                    int64_t tokens, int64_t width, float* sum, float* c);
 
 // The product of matrices rounded to bfloat16, or null where this machine or the matrix's groups do
 // not allow it or float32 is faster for so few tokens.

@@ -29,8 +29,8 @@ struct MatmulKernels {
   void (*unpack8)(const int8_t* bytes, const float* scale, int dim, int64_t begin, int64_t end,
                   float* tile, int64_t stride);
 
-  // The product of a whole panel without a tile:
-  // c[t * stride + lane] = sum over groups of scale * (sum over the group of integer * a[column][t]).
+  // The product of a whole panel without a tile: c[t * stride + lane] =
+  // sum over groups of scale * (sum over the group's columns of integer * a[column][t]).
   void (*direct4)(const int32_t* words, const float* scale, int dim, int64_t groups, const float* a,
                   int tokens, float* c, int64_t stride);
   void (*direct8)(const int8_t* bytes, const float* scale, int dim, int64_t groups, const float* a,
@@ -52,8 +52,9 @@ constexpr int kAmxDepth = 32;
 // Rounds 16 lanes of a tile (rows of `stride` floats) into ceil(depth / 32) blocks.
 void round_tile_amx(const float* tile, int64_t stride, int64_t depth, uint16_t* b);
 // c[t][l] += sum over i of a[t][i] * b[i][l] in float32, for a packed in blocks of 16 tokens x 32
-// indices, a_stride elements from one 16 tokens to the next. `tokens` is a multiple of 16, `depth` of
-// 32, `width` of 64. The caller opens and closes the tile registers.
+// indices, a_stride elements from one 16 tokens to the next. `depth` is a multiple of 32; `tokens`
+// is 16 and `width` a multiple of 64, or both are multiples of 32. The caller opens and closes the
+// tile registers.
 void multiply_amx(const uint16_t* b, int64_t width, const uint16_t* a, int64_t a_stride,
                   int64_t depth, int64_t tokens, float* c);
 void open_amx();

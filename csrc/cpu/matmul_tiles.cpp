@@ -32,7 +32,11 @@ const MatmulKernels& matmul_kernels() {
   return matmul_kernels_portable;
 }
 
-int64_t WeightTiles::visit_missing(int64_t, int64_t, const Missing&) const { return kNoRow; }
+bool WeightTiles::has_missing() const { return false; }
+
+int64_t WeightTiles::add_missing(int64_t, int64_t, const float*, int64_t, float*) const {
+  return kNoRow;
+}
 
 bool WeightTiles::prefers_direct(int64_t) const { return false; }
 
@@ -40,7 +44,8 @@ std::unique_ptr<Product> WeightTiles::make_direct(int64_t) const { return nullpt
 
 void WeightTiles::multiply_directly(int64_t, int64_t, const float*, int, float*, int64_t) const {}
 
-// --- from the stored form ---------------------------------------------------------------------------
+// --- from the stored form
+// ---------------------------------------------------------------------------
 
 CodeTiles::CodeTiles(const CodeView& code, bool transposed)
     : WeightTiles(transposed ? code.rows : code.cols, transposed ? code.cols : code.rows,
@@ -68,16 +73,17 @@ int64_t CodeTiles::fill(int64_t i0, int64_t i1, int64_t l0, int64_t l1, float* t
   return kNoRow;
 }
 
-// --- from planes ------------------------------------------------------------------------------------
+// --- from planes
+// ------------------------------------------------------------------------------------
 
 PlaneTiles::PlaneTiles(const PlanesView& planes, bool transposed)
-    : WeightTiles(transposed ? planes.rows : planes.cols(), transposed ? planes.cols() : planes.rows,
-                  transposed ? kPanelRows : planes.dim, transposed ? planes.dim : kPanelRows),
+    : WeightTiles(transposed ? planes.rows : planes.cols(),
+                  transposed ? planes.cols() : planes.rows, transposed ? kPanelRows : planes.dim,
+                  transposed ? planes.dim : kPanelRows),
       planes_(planes),
       transposed_(transposed) {}
 
-void PlaneTiles::unpack(int64_t panel, int64_t c0, int64_t c1, float* tile,
-                        int64_t stride) const {
+void PlaneTiles::unpack(int64_t panel, int64_t c0, int64_t c1, float* tile, int64_t stride) const {
   const MatmulKernels& kernels = matmul_kernels();
   const int64_t cols = planes_.cols(), g0 = c0 / planes_.dim, g1 = c1 / planes_.dim;
   const float* scale = planes_.scale + panel * planes_.groups * kPanelRows;
@@ -108,8 +114,11 @@ int64_t PlaneTiles::fill(int64_t i0, int64_t i1, int64_t l0, int64_t l1, float* 
   return kNoRow;
 }
 
+bool PlaneTiles::has_missing() const { return planes_.outliers > 0; }
+
 // The list comes from tensors that anybody may have made: nothing is read that they do not own.
-int64_t PlaneTiles::visit_missing(int64_t l0, int64_t l1, const Missing& use) const {
+int64_t PlaneTiles::add_missing(int64_t l0, int64_t l1, const float* a, int64_t tokens,
+                                float* sum) const {
   const int64_t row0 = transposed_ ? 0 : l0, row1 = transposed_ ? planes_.rows : l1;
   const int64_t c0 = transposed_ ? l0 : 0, c1 = transposed_ ? l1 : planes_.cols();
   for (int64_t panel = row0 / kPanelRows; panel * kPanelRows < row1; ++panel) {
@@ -121,8 +130,9 @@ int64_t PlaneTiles::visit_missing(int64_t l0, int64_t l1, const Missing& use) co
          p != last && *p < c1 * kPanelRows; ++p) {
       const int64_t row = panel * kPanelRows + *p % kPanelRows, column = *p / kPanelRows;
       if (row >= planes_.rows || column < c0 || *p < 0) return panel * kPanelRows;
-      const float value = planes_.outlier_value[p - place];
-      transposed_ ? use(row, column - l0, value) : use(column, row - l0, value);
+      const int64_t i = transposed_ ? row : column, l = (transposed_ ? column : row) - l0;
+      const float d = planes_.outlier_value[p - place];
+      for (int64_t t = 0; t < tokens; ++t) sum[l * tokens + t] += d * a[i * tokens + t];
     }
   }
   return kNoRow;

@@ -5,7 +5,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 
 #include "cpu/code.h"
@@ -29,16 +28,17 @@ class WeightTiles {
   virtual int64_t fill(int64_t i0, int64_t i1, int64_t l0, int64_t l1, float* tile,
                        int64_t stride) const = 0;
 
-  // Calls use(i, l - l0, d) for the few weights of lanes [l0, l1) that fill and multiply_directly
-  // take for m[i, l] - d. They are a sparse product of their own, because a lone store into a tile,
-  // or a branch on where outliers are, stalls the vector pipeline: 0.05 % of outliers took a quarter
-  // of the time. Returns as `fill`.
-  using Missing = std::function<void(int64_t i, int64_t l, float d)>;
-  virtual int64_t visit_missing(int64_t l0, int64_t l1, const Missing& use) const;
+  // Whether fill and multiply_directly leave something out: a few weights, each by d(i, l). That is
+  // a sparse product of its own, because a lone store into a tile, or a branch on where outliers
+  // are, stalls the vector pipeline: 0.05 % of outliers took a quarter of the time.
+  virtual bool has_missing() const;
+  // sum[(l - l0) * tokens + t] += sum over i of d(i, l) * a[i * tokens + t], lanes [l0, l1).
+  virtual int64_t add_missing(int64_t l0, int64_t l1, const float* a, int64_t tokens,
+                              float* sum) const;
 
   // Whether so few tokens are multiplied faster without tiles, by multiply_directly:
-  // c[t * stride + l - l0] = out[t, l] for a as [depth, tokens]; l0 and l1 as for `fill`, lanes up to
-  // a multiple of 16 are written.
+  // c[t * stride + l - l0] = out[t, l] for a as [depth, tokens]; l0 and l1 as for `fill`, lanes up
+  // to a multiple of 16 are written.
   virtual bool prefers_direct(int64_t tokens) const;
   virtual void multiply_directly(int64_t l0, int64_t l1, const float* a, int tokens, float* c,
                                  int64_t stride) const;
@@ -70,7 +70,9 @@ class PlaneTiles final : public WeightTiles {
   PlaneTiles(const PlanesView& planes, bool transposed);
   int64_t fill(int64_t i0, int64_t i1, int64_t l0, int64_t l1, float* tile,
                int64_t stride) const override;
-  int64_t visit_missing(int64_t l0, int64_t l1, const Missing& use) const override;
+  bool has_missing() const override;
+  int64_t add_missing(int64_t l0, int64_t l1, const float* a, int64_t tokens,
+                      float* sum) const override;
   bool prefers_direct(int64_t tokens) const override;
   void multiply_directly(int64_t l0, int64_t l1, const float* a, int tokens, float* c,
                          int64_t stride) const override;

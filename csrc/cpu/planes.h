@@ -1,8 +1,9 @@
 // Planes: the layout that the CPU multiplies from, made once from the stored form (code.h).
 //
-// The stored index costs tens of instructions a weight to undo; planes cost two and take 4 or 8 bits
-// a weight plus 32 bits a group. Rows are taken in panels of 16, one vector lane a row, so that one
-// vector holds one column of a panel and a product needs neither shuffles nor a transposed input:
+// The stored index costs tens of instructions a weight to undo; planes cost two and take 4 or 8
+// bits a weight plus 32 bits a group. Rows are taken in panels of 16, one vector lane a row, so
+// that one vector holds one column of a panel and a product needs neither shuffles nor a transposed
+// input:
 //
 //   planes, 4 bits   int32 [panels, ceil(cols / 8), 16]: bits 4t .. 4t+3 of planes[p, q, j] are
 //                    y[16p + j, 8q + t] in two's complement, -8 to 7, for every dim
@@ -12,8 +13,8 @@
 // What rows after the last and columns after the last would hold is zero. An integer that does not
 // fit is clipped, and what the clipping took away stands in a list, panel after panel:
 //
-//   outlier_start    int32 [panels + 1]: panel p owns entries outlier_start[p] to outlier_start[p+1]
-//   outlier_place    int32 [outliers]: 16 c + j for row 16p + j, column c; ascending in a panel
+//   outlier_start    int32 [panels + 1]: panel p owns entries start[p] to start[p + 1]
+//   outlier_place    int32 [outliers]: 16c + j for row 16p + j, column c; ascending in a panel
 //   outlier_value    float32 [outliers]: scale * (y - clipped y)
 #pragma once
 
@@ -50,8 +51,8 @@ struct Outlier {
   float value;
 };
 
-// Fills one panel's planes and scale, both zeroed by the caller, and its outliers. Returns -1, or the
-// row whose index names no point.
+// Fills one panel's planes and scale, both zeroed by the caller, and its outliers. Returns -1, or
+// the row whose index names no point.
 int64_t write_panel(const CodeView& code, int64_t panel, int32_t* words, float* scale,
                     std::vector<Outlier>* outliers);
 int64_t write_panel(const CodeView& code, int64_t panel, int8_t* bytes, float* scale,

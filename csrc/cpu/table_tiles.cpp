@@ -71,10 +71,12 @@ const TableKernels& table_kernels(int bits) {
   return table_kernels_portable[bits - 2];
 }
 
-// Transposed, lanes are columns, and whole rows of a tile are decoded at once.
+// Transposed, lanes are columns, and so many of them are decoded at once.
+constexpr int64_t kTransposedLanes = 64;
+
 TableTiles::TableTiles(const TableView& code, bool transposed)
     : WeightTiles(transposed ? code.rows : code.cols, transposed ? code.cols : code.rows,
-                  transposed ? 1 : kTableStep, transposed ? kPanelLanes : 1),
+                  transposed ? 1 : kTableStep, transposed ? kTransposedLanes : 1),
       code_(code),
       transposed_(transposed) {}
 

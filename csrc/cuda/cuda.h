@@ -2,6 +2,8 @@
 // Every function returns a cudaError_t as int, 0 for success; kCudaUnavailable without nvcc.
 #pragma once
 
+#include <cstdint>
+
 namespace pvq {
 
 constexpr int kCudaUnavailable = -1;
@@ -9,5 +11,11 @@ constexpr int kCudaUnavailable = -1;
 bool built_with_cuda();
 int cuda_device_count();
 const char* cuda_error_string(int error);
+
+// True while the stream's work is recorded for a graph instead of run.
+bool cuda_is_capturing(void* stream);
+
+// *value = the word in device memory once the stream's work so far is done, which this waits for.
+int cuda_read_word(const void* word, uint64_t* value, void* stream);
 
 }  // namespace pvq

@@ -16,4 +16,17 @@ const char* cuda_error_string(int error) {
   return cudaGetErrorString(static_cast<cudaError_t>(error));
 }
 
+bool cuda_is_capturing(void* stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  cudaStreamIsCapturing(static_cast<cudaStream_t>(stream), &status);
+  return status != cudaStreamCaptureStatusNone;
+}
+
+int cuda_read_word(const void* word, uint64_t* value, void* stream) {
+  const auto queue = static_cast<cudaStream_t>(stream);
+  const cudaError_t error =
+      cudaMemcpyAsync(value, word, sizeof(*value), cudaMemcpyDeviceToHost, queue);
+  return error != cudaSuccess ? error : cudaStreamSynchronize(queue);
+}
+
 }  // namespace pvq

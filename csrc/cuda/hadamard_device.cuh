@@ -20,8 +20,7 @@ constexpr int kWarp = 32;
 template <class T>
 constexpr int kLog2Vector = sizeof(T) == 4 ? 2 : 3;  // elements in 16 bytes
 
-// --- elements
-// ---------------------------------------------------------------------------------------
+// --- elements ------------------------------------------------------------------------------------
 
 __device__ inline uint4 load16(const void* p) { return *static_cast<const uint4*>(p); }
 
@@ -83,8 +82,7 @@ __device__ inline void store(T* p, const float* v) {
                                               pack(T{}, v[4], v[5]), pack(T{}, v[6], v[7]));
 }
 
-// --- signs
-// ------------------------------------------------------------------------------------------
+// --- signs ---------------------------------------------------------------------------------------
 
 __device__ inline float flip(float x, uint32_t bit) {
   return __uint_as_float(__float_as_uint(x) ^ (bit << 31));
@@ -110,8 +108,7 @@ __device__ inline uint32_t sign_bits(uint64_t seed, uint32_t col) {
   return static_cast<uint32_t>(sign_word(seed, col >> 6) >> (col & 63));
 }
 
-// --- butterflies
-// ------------------------------------------------------------------------------------
+// --- butterflies ---------------------------------------------------------------------------------
 
 // Distances 2^kFrom ... 2^(kTo - 1) across v[0 .. 2^kLog2Count).
 template <int kLog2Count, int kFrom, int kTo>

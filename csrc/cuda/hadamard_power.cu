@@ -21,8 +21,7 @@ struct Parameters {
   uint64_t seed;
 };
 
-// --- up to 2^2: a thread a block
-// ----------------------------------------------------------------------
+// --- up to 2^2: a thread a block -----------------------------------------------------------------
 
 constexpr int kSmallThreads = 256;
 
@@ -52,8 +51,7 @@ __global__ void __launch_bounds__(kSmallThreads) small_kernel(const Parameters p
   }
 }
 
-// --- up to 2^11: within a warp
-// ----------------------------------------------------------------------
+// --- up to 2^11: within a warp -------------------------------------------------------------------
 
 // Element index in a warp's piece of 32 * 2^kLog2Count: vector [0, kV), lane [kV, kV + 5), then the
 // vector's number. A piece is one block or several; the last one may be cut short.
@@ -106,8 +104,7 @@ __global__ void __launch_bounds__(kWarpThreads) warp_kernel(const Parameters p) 
   }
 }
 
-// --- above: a block of threads
-// -----------------------------------------------------------------------
+// --- above: a block of threads -------------------------------------------------------------------
 
 // Index bits of a block of 2^kLog2, before and after the exchange; a thread holds 2^kLog2Count.
 //   before   [0, kV) a vector    [kV, kTop) threads, the lowest kLanes of them by shuffles
@@ -219,8 +216,7 @@ __global__ void __launch_bounds__(X::kThreads, X::kBlocksPerSm) block_kernel(con
   }
 }
 
-// --- launches
-// -----------------------------------------------------------------------------------------
+// --- launches ------------------------------------------------------------------------------------
 
 cudaError_t launch(void (*kernel)(Parameters), uint32_t blocks, int threads, int shared_bytes,
                    cudaStream_t stream, const Parameters& parameters) {

@@ -28,6 +28,16 @@ StoredCode checked_code(const char* op, const Tensor& index, const Tensor& gain,
                         const Tensor& row_scale, int64_t dim, int64_t pulses, int64_t gain_bits,
                         const std::string& law, int64_t cols);
 
+// Streams of indices, checked for dtype, shape and contiguity (copied if need be).
+struct StoredIndex {
+  Tensor index;
+  const Pyramid& pyramid;
+  int64_t rows, groups, stride;
+};
+
+StoredIndex checked_index(const char* op, const Tensor& index, int64_t dim, int64_t pulses,
+                          int64_t groups);
+
 // What an operator says when a stored index names no point.
 [[noreturn]] void refuse_index(const char* op, int64_t row);
 

@@ -1,9 +1,8 @@
-// decode and dequantize on the CPU.
+// decode, dequantize and check_codes on the CPU.
 #include <algorithm>
 #include <atomic>
 #include <vector>
 
-#include "core/bits.h"
 #include "core/signs.h"
 #include "cpu/hadamard.h"
 #include "ops/code.h"
@@ -19,34 +18,37 @@ int64_t row_grain(int64_t cols) { return std::max<int64_t>(1, 16384 / std::max<i
 
 Tensor decode_cpu(const Tensor& index, int64_t dim, int64_t pulses, int64_t groups) {
   constexpr const char* op = "decode";
-  check_dtype(op, "index", index, {ScalarType::Byte});
-  check_rank(op, "index", index, 2);
-  const Pyramid& pyramid = checked_pyramid(op, dim, pulses);
-  STD_TORCH_CHECK(groups >= 0, "pvq::decode: groups is ", groups, ", expected 0 or more");
-  const int64_t rows = index.size(0);
-  const int64_t stride = bits::bytes_for(groups, pyramid.view().index_bits);
-  check_shape(op, "index", index, {rows, stride});
-  const Tensor input = torch::stable::contiguous(index);
-  Tensor y = torch::stable::new_empty(index, {rows, groups, dim}, ScalarType::Short);
-  const uint8_t* in = input.const_data_ptr<uint8_t>();
+  const StoredIndex stored = checked_index(op, index, dim, pulses, groups);
+  Tensor y = torch::stable::new_empty(index, {stored.rows, groups, dim}, ScalarType::Short);
+  const uint8_t* in = stored.index.const_data_ptr<uint8_t>();
   int16_t* out = y.mutable_data_ptr<int16_t>();
   std::atomic<int64_t> refused = -1;
-  parallel_for(0, rows, row_grain(groups * dim), [&](int64_t begin, int64_t end) {
+  parallel_for(0, stored.rows, row_grain(groups * dim), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
-      if (!decode_points(pyramid, in + r * stride, 0, groups, out + r * groups * dim)) refused = r;
+      if (!decode_points(stored.pyramid, in + r * stored.stride, 0, groups, out + r * groups * dim))
+        refused = r;
   });
   if (refused >= 0) refuse_index(op, refused);
   return y;
+}
+
+void check_codes_cpu(const Tensor& index, int64_t dim, int64_t pulses, int64_t groups) {
+  constexpr const char* op = "check_codes";
+  const StoredIndex stored = checked_index(op, index, dim, pulses, groups);
+  const uint8_t* in = stored.index.const_data_ptr<uint8_t>();
+  std::atomic<int64_t> refused = -1;
+  parallel_for(0, stored.rows, row_grain(groups * dim), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r)
+      if (!check_indices(stored.pyramid, in + r * stored.stride, 0, groups)) refused = r;
+  });
+  if (refused >= 0) refuse_index(op, refused);
 }
 
 Tensor dequantize_cpu(const Tensor& index, const Tensor& gain, const Tensor& row_scale, int64_t dim,
                       int64_t pulses, int64_t gain_bits, std::string gain_law, int64_t cols,
                       ScalarType dtype, int64_t block, int64_t seed) {
   constexpr const char* op = "dequantize";
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Half ||
-                      dtype == ScalarType::BFloat16 || dtype == ScalarType::Double,
-                  "pvq::dequantize: dtype is ", dtype_name(dtype),
-                  ", expected float32, float16, bfloat16 or float64");
+  check_weight_dtype(op, dtype);
   const StoredCode code =
       checked_code(op, index, gain, row_scale, dim, pulses, gain_bits, gain_law, cols);
   check_rotation(op, {block, seed}, cols);
@@ -80,6 +82,7 @@ Tensor dequantize_cpu(const Tensor& index, const Tensor& gain, const Tensor& row
 STABLE_TORCH_LIBRARY_IMPL(pvq, CPU, m) {
   m.impl("decode", TORCH_BOX(&decode_cpu));
   m.impl("dequantize", TORCH_BOX(&dequantize_cpu));
+  m.impl("check_codes", TORCH_BOX(&check_codes_cpu));
 }
 
 }  // namespace pvq::ops

@@ -10,6 +10,7 @@
 #include "cuda/hadamard.h"
 #include "ops/checks.h"
 #include "ops/cuda_stream.h"
+#include "ops/hadamard.h"
 
 namespace pvq::ops {
 namespace {
@@ -22,21 +23,19 @@ struct Options {
 
 Options check_arguments(const char* op, const Tensor& x, int64_t block, std::optional<int64_t> seed,
                         bool inverse) {
-  STD_TORCH_CHECK(x.dim() >= 1, "pvq::", op, ": x has no dimension, expected at least one");
+  PVQ_CHECK(x.dim() >= 1, "pvq::", op, ": x has no dimension, expected at least one");
   HadamardSplit split;
-  STD_TORCH_CHECK(split_hadamard_block(block, &split), "pvq::", op, ": block is ", block,
-                  ", for which there is no Hadamard matrix; take a power of two up to ",
-                  1 << kMaxHadamardPower, " or pvq.rotation.default_block(", x.size(x.dim() - 1),
-                  ")");
-  STD_TORCH_CHECK(x.size(x.dim() - 1) % block == 0, "pvq::", op, ": x has ", x.size(x.dim() - 1),
-                  " columns, expected a multiple of block = ", block);
+  PVQ_CHECK(split_hadamard_block(block, &split), "pvq::", op, ": block is ", block,
+            ", for which there is no Hadamard matrix; take a power of two up to ",
+            1 << kMaxHadamardPower, " or pvq.rotation.default_block(", x.size(x.dim() - 1), ")");
+  PVQ_CHECK(x.size(x.dim() - 1) % block == 0, "pvq::", op, ": x has ", x.size(x.dim() - 1),
+            " columns, expected a multiple of block = ", block);
   Options options{static_cast<int>(block), std::nullopt, inverse};
   if (seed) options.seed = static_cast<uint64_t>(*seed);
   return options;
 }
 
-// --- CPU
-// ------------------------------------------------------------------------------------------
+// --- CPU -----------------------------------------------------------------------------------------
 
 // Both contiguous, of equal shape; they may be the same tensor.
 void transform_cpu(const char* op, const Tensor& x, const Tensor& y, const Options& options) {
@@ -75,8 +74,7 @@ void transform_cpu(const char* op, const Tensor& x, const Tensor& y, const Optio
                               std::max<int64_t>(1, kGrain / options.block), blocks);
 }
 
-// --- CUDA
-// -----------------------------------------------------------------------------------------
+// --- CUDA ----------------------------------------------------------------------------------------
 
 void transform_cuda(const char* op, const Tensor& x, const Tensor& y, const Options& options) {
   check_dtype(op, "x", x, {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16});
@@ -103,8 +101,7 @@ void transform_cuda(const char* op, const Tensor& x, const Tensor& y, const Opti
                                current_cuda_stream(x)));
 }
 
-// --- operators
-// ------------------------------------------------------------------------------------
+// --- operators -----------------------------------------------------------------------------------
 
 using Transform = void (*)(const char*, const Tensor&, const Tensor&, const Options&);
 
@@ -133,6 +130,10 @@ void hadamard_(Tensor x, int64_t block, std::optional<int64_t> seed, bool invers
 }
 
 }  // namespace
+
+Tensor hadamard_on_cuda(const Tensor& x, int64_t block, std::optional<int64_t> seed, bool inverse) {
+  return hadamard<transform_cuda>(x, block, seed, inverse);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(pvq, CPU, m) {
   m.impl("hadamard", TORCH_BOX(&hadamard<transform_cpu>));

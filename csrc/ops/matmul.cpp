@@ -2,10 +2,8 @@
 #include "ops/matmul.h"
 
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
-#include "core/hadamard_factors.h"
 #include "core/signs.h"
 #include "cpu/hadamard.h"
 #include "cpu/matmul.h"
@@ -32,12 +30,11 @@ void rotate(const float* in, float* out, int64_t tokens, int64_t cols, Rotation 
             bool inverse) {
   std::vector<uint64_t> signs(sign_word_count(cols));
   fill_sign_words(static_cast<uint64_t>(rotation.seed), cols, signs.data());
-  torch::stable::parallel_for(
-      0, tokens * (cols / rotation.block), grain(rotation.block * 16),
-      [&](int64_t begin, int64_t end) {
-        hadamard_blocks(in, out, cols, static_cast<int>(rotation.block), signs.data(), inverse,
-                        begin, end);
-      });
+  torch::stable::parallel_for(0, tokens * (cols / rotation.block), grain(rotation.block * 16),
+                              [&](int64_t begin, int64_t end) {
+                                hadamard_blocks(in, out, cols, static_cast<int>(rotation.block),
+                                                signs.data(), inverse, begin, end);
+                              });
 }
 
 // out [tokens, lanes] for a [tokens, depth]. Returns kNoRow or a damaged row.
@@ -56,14 +53,12 @@ int64_t multiply(const Tensor& a, int64_t tokens, const WeightTiles& tiles, bool
         [&](int64_t begin, int64_t end) { product->pack(activations, begin, end, target); });
     packed = target;
   }
-  std::atomic<int64_t> bad_row = kNoRow;
-  torch::stable::parallel_for(
-      0, product->panels(), grain(tokens * tiles.depth * tiles.lanes / product->panels()),
-      [&](int64_t begin, int64_t end) {
-        const int64_t bad = product->multiply(packed, begin, end, out);
-        if (bad != kNoRow) bad_row = bad;
-      });
-  return bad_row;
+  DamagedRow damaged;
+  const int64_t work = tokens * tiles.depth * tiles.lanes / product->panels();
+  torch::stable::parallel_for(0, product->panels(), grain(work), [&](int64_t begin, int64_t end) {
+    damaged.report(product->multiply(packed, begin, end, out));
+  });
+  return damaged.row();
 }
 
 ProductResult multiply_with(const Tensor& x, const WeightTiles& tiles, Rotation before,
@@ -72,11 +67,11 @@ ProductResult multiply_with(const Tensor& x, const WeightTiles& tiles, Rotation 
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   shape.back() = tiles.lanes;
   Tensor out = torch::stable::new_empty(x, shape, ScalarType::Float);
-  if (tokens == 0 || tiles.lanes == 0) return {torch::stable::to(out, x.scalar_type()), kNoRow};
+  if (tokens == 0 || tiles.lanes == 0) return {as_dtype(out, x.scalar_type()), kNoRow};
 
-  Tensor a = torch::stable::to(torch::stable::contiguous(x), ScalarType::Float);
+  Tensor a = as_dtype(as_contiguous(x), ScalarType::Float);
   if (before.block > 0 && tiles.depth > 0) {
-    Tensor rotated = torch::stable::empty_like(a);
+    Tensor rotated = x.scalar_type() == ScalarType::Float ? torch::stable::empty_like(a) : a;
     rotate(a.const_data_ptr<float>(), rotated.mutable_data_ptr<float>(), tokens, tiles.depth,
            before, /*inverse=*/false);
     a = rotated;
@@ -85,14 +80,14 @@ ProductResult multiply_with(const Tensor& x, const WeightTiles& tiles, Rotation 
   const bool bfloat16 = x.scalar_type() == ScalarType::BFloat16;
   const int64_t bad_row = multiply(a, tokens, tiles, bfloat16, result);
   if (after.block > 0) rotate(result, result, tokens, tiles.lanes, after, /*inverse=*/true);
-  return {torch::stable::to(out, x.scalar_type()), bad_row};
+  return {as_dtype(out, x.scalar_type()), bad_row};
 }
 
 Tensor matmul_cpu(const Tensor& x, const Tensor& index, const Tensor& gain, const Tensor& row_scale,
                   int64_t dim, int64_t pulses, int64_t gain_bits, const std::string& gain_law,
                   int64_t block, int64_t seed) {
   constexpr const char* op = "matmul";
-  STD_TORCH_CHECK(x.dim() >= 1, "pvq::matmul: x has no dimensions, expected [..., in_features]");
+  PVQ_CHECK(x.dim() >= 1, "pvq::matmul: x has no dimensions, expected [..., in_features]");
   const int64_t cols = x.size(x.dim() - 1);
   const StoredCode code =
       checked_code(op, index, gain, row_scale, dim, pulses, gain_bits, gain_law, cols);
@@ -124,19 +119,9 @@ Tensor matmul_transposed_cpu(const Tensor& g, const Tensor& index, const Tensor&
 void check_activations(const char* op, const char* name, const Tensor& x, int64_t size,
                        const char* size_name, const char* other_name, const Tensor& other) {
   check_dtype(op, name, x, {ScalarType::Float, ScalarType::BFloat16, ScalarType::Half});
-  STD_TORCH_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == size, "pvq::", op, ": ", name,
-                  " has shape ", shape_name(x), ", expected [..., ", size, "], the ", size_name);
+  PVQ_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) == size, "pvq::", op, ": ", name, " has shape ",
+            shape_name(x), ", expected [..., ", size, "], the ", size_name);
   check_same_device(op, name, x, other_name, other);
-}
-
-void check_rotation(const char* op, Rotation rotation, int64_t cols) {
-  if (rotation.block == 0) return;
-  HadamardSplit split;
-  STD_TORCH_CHECK(split_hadamard_block(rotation.block, &split), "pvq::", op, ": block is ",
-                  rotation.block, ", for which there is no Hadamard matrix; expected 0 (no rotation) "
-                  "or a power of two times 1, 12, 20, 28 or another supported order");
-  STD_TORCH_CHECK(cols % rotation.block == 0, "pvq::", op, ": block is ", rotation.block,
-                  ", which does not divide the ", cols, " columns");
 }
 
 ProductResult multiply_rotated(const Tensor& x, const WeightTiles& tiles, Rotation rotation) {

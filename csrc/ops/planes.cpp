@@ -1,8 +1,8 @@
-// to_planes, matmul_planes and matmul_planes_transposed on the CPU. cpu/planes.h defines the layout.
+// to_planes, matmul_planes and matmul_planes_transposed on the CPU. cpu/planes.h defines the
+// layout.
 #include "cpu/planes.h"
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
 #include <tuple>
 #include <vector>
@@ -18,17 +18,16 @@ using PlaneTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 template <class T>
 int64_t write_panels(const CodeView& code, T* planes, int64_t panel_size, float* scale,
                      std::vector<std::vector<Outlier>>& outliers) {
-  std::atomic<int64_t> bad_row = kNoRow;
+  DamagedRow damaged;
   const int64_t groups = code.cols / code.dim;
   const auto panels = static_cast<int64_t>(outliers.size());
   torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) {
-      const int64_t bad = write_panel(code, panel, planes + panel * panel_size,
-                                      scale + panel * groups * kPanelRows, &outliers[panel]);
-      if (bad != kNoRow) bad_row = bad;
+      damaged.report(write_panel(code, panel, planes + panel * panel_size,
+                                 scale + panel * groups * kPanelRows, &outliers[panel]));
     }
   });
-  return bad_row;
+  return damaged.row();
 }
 
 PlaneTensors to_planes_cpu(const Tensor& index, const Tensor& gain, const Tensor& row_scale,
@@ -37,6 +36,7 @@ PlaneTensors to_planes_cpu(const Tensor& index, const Tensor& gain, const Tensor
   constexpr const char* op = "to_planes";
   const StoredCode code =
       checked_code(op, index, gain, row_scale, dim, pulses, gain_bits, gain_law, cols);
+  check_range(op, "cols", cols, 0, std::numeric_limits<int32_t>::max() / kPanelRows);
   const int64_t rows = code.view.rows, panels = panel_count(rows), words = words_per_row(cols);
   const bool nibbles = plane_bits(code.view.dim, code.view.pulses) == 4;
   Tensor planes = torch::stable::new_zeros(index, {panels, nibbles ? words : cols, kPanelRows},
@@ -45,18 +45,17 @@ PlaneTensors to_planes_cpu(const Tensor& index, const Tensor& gain, const Tensor
       torch::stable::new_zeros(index, {panels, cols / dim, kPanelRows}, ScalarType::Float);
   std::vector<std::vector<Outlier>> outliers(panels);
   float* scale_data = scale.mutable_data_ptr<float>();
-  const int64_t bad_row =
-      nibbles ? write_panels(code.view, planes.mutable_data_ptr<int32_t>(), words * kPanelRows,
-                             scale_data, outliers)
-              : write_panels(code.view, planes.mutable_data_ptr<int8_t>(), cols * kPanelRows,
-                             scale_data, outliers);
+  const int64_t bad_row = nibbles ? write_panels(code.view, planes.mutable_data_ptr<int32_t>(),
+                                                 words * kPanelRows, scale_data, outliers)
+                                  : write_panels(code.view, planes.mutable_data_ptr<int8_t>(),
+                                                 cols * kPanelRows, scale_data, outliers);
   if (bad_row != kNoRow) refuse_index(op, bad_row);
 
   int64_t total = 0;
   for (const auto& panel : outliers) total += static_cast<int64_t>(panel.size());
-  STD_TORCH_CHECK(total <= std::numeric_limits<int32_t>::max(), "pvq::to_planes: ", total,
-                  " integers do not fit the planes, expected fewer than 2^31; multiply from the index "
-                  "instead");
+  PVQ_CHECK(total <= std::numeric_limits<int32_t>::max(), "pvq::to_planes: ", total,
+            " integers do not fit the planes, expected fewer than 2^31; multiply from the index "
+            "instead");
   Tensor start = torch::stable::new_empty(index, {panels + 1}, ScalarType::Int);
   Tensor place = torch::stable::new_empty(index, {total}, ScalarType::Int);
   Tensor value = torch::stable::new_empty(index, {total}, ScalarType::Float);
@@ -85,7 +84,7 @@ StoredPlanes checked_planes(const char* op, const Tensor& planes, const Tensor& 
                             const Tensor& outlier_start, const Tensor& outlier_place,
                             const Tensor& outlier_value, int64_t rows, int64_t dim) {
   check_range(op, "dim", dim, 1, kMaxDim);
-  STD_TORCH_CHECK(rows >= 0, "pvq::", op, ": rows is ", rows, ", expected 0 or more");
+  PVQ_CHECK(rows >= 0, "pvq::", op, ": rows is ", rows, ", expected 0 or more");
   check_dtype(op, "planes", planes, {ScalarType::Int, ScalarType::Char});
   check_dtype(op, "scale", scale, {ScalarType::Float});
   check_dtype(op, "outlier_start", outlier_start, {ScalarType::Int});
@@ -106,11 +105,11 @@ StoredPlanes checked_planes(const char* op, const Tensor& planes, const Tensor& 
   check_same_device(op, "outlier_value", outlier_value, "planes", planes);
 
   StoredPlanes stored{{},
-                      torch::stable::contiguous(planes),
-                      torch::stable::contiguous(scale),
-                      torch::stable::contiguous(outlier_start),
-                      torch::stable::contiguous(outlier_place),
-                      torch::stable::contiguous(outlier_value)};
+                      as_contiguous(planes),
+                      as_contiguous(scale),
+                      as_contiguous(outlier_start),
+                      as_contiguous(outlier_place),
+                      as_contiguous(outlier_value)};
   stored.view = {nibbles ? stored.planes.const_data_ptr<int32_t>() : nullptr,
                  nibbles ? nullptr : stored.planes.const_data_ptr<int8_t>(),
                  stored.scale.const_data_ptr<float>(),
@@ -125,8 +124,8 @@ StoredPlanes checked_planes(const char* op, const Tensor& planes, const Tensor& 
 }
 
 Tensor checked_result(const char* op, const ProductResult& result) {
-  STD_TORCH_CHECK(result.bad_row == kNoRow, "pvq::", op, ": the outliers of row ", result.bad_row,
-                  " or the 15 after it are damaged; make the planes again with to_planes");
+  PVQ_CHECK(result.bad_row == kNoRow, "pvq::", op, ": the outliers of row ", result.bad_row,
+            " or the 15 after it are damaged; make the planes again with to_planes");
   return result.out;
 }
 

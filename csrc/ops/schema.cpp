@@ -11,6 +11,7 @@ STABLE_TORCH_LIBRARY(pvq, m) {
   m.def("nearest(Tensor x, int pulses, int quality=1) -> Tensor");
   m.def("encode(Tensor y, int pulses) -> Tensor");
   m.def("decode(Tensor index, int dim, int pulses, int groups) -> Tensor");
+  m.def("check_codes(Tensor index, int dim, int pulses, int groups) -> ()");
   m.def(
       "quantize(Tensor w, int dim, int pulses, int gain_bits, str gain_law, int quality=1)"
       " -> (Tensor index, Tensor gain, Tensor row_scale)");
@@ -47,10 +48,15 @@ STABLE_TORCH_LIBRARY(pvq, m) {
   m.def(
       "table_matmul_transposed(Tensor g, Tensor code, Tensor row_scale, int bits, int cols,"
       " int block=0, int seed=0) -> Tensor");
+  m.def("table_fragments(Tensor code, Tensor table, int bits) -> Tensor");
+  m.def("table_expand(Tensor fragments, Tensor row_scale, int bits, ScalarType dtype) -> Tensor");
+  m.def(
+      "table_matmul_fragments(Tensor x, Tensor fragments, Tensor row_scale, int bits, int block=0,"
+      " int seed=0) -> Tensor");
 }
 
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, 0, nullptr, nullptr,
-                                   nullptr, nullptr, nullptr};
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);
 }

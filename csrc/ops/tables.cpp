@@ -23,8 +23,8 @@ int64_t row_grain(int64_t cols) { return std::max<int64_t>(1, 16384 / std::max<i
 void check_bits(const char* op, int64_t bits) { check_range(op, "bits", bits, 2, 4); }
 
 void check_columns(const char* op, const char* name, int64_t cols) {
-  STD_TORCH_CHECK(cols >= 0 && cols % kTableStep == 0, "pvq::", op, ": ", name, " is ", cols,
-                  ", expected a multiple of ", kTableStep);
+  PVQ_CHECK(cols >= 0 && cols % kTableStep == 0, "pvq::", op, ": ", name, " is ", cols,
+            ", expected a multiple of ", kTableStep);
 }
 
 // The stored form, checked, with the tensors that keep its memory alive.
@@ -43,7 +43,7 @@ StoredTable checked_table(const char* op, const Tensor& code, const Tensor& row_
   const int64_t rows = row_scale.size(0);
   check_shape(op, "code", code, {rows, table_row_bytes(int(bits), cols)});
   check_same_device(op, "row_scale", row_scale, "code", code);
-  StoredTable stored{{}, torch::stable::contiguous(code), torch::stable::contiguous(row_scale)};
+  StoredTable stored{{}, as_contiguous(code), as_contiguous(row_scale)};
   stored.view = {stored.code.const_data_ptr<uint8_t>(),
                  static_cast<const uint16_t*>(stored.row_scale.const_data_ptr()), rows, cols,
                  int(bits)};
@@ -57,7 +57,7 @@ std::tuple<Tensor, Tensor> table_quantize_cpu(const Tensor& w, int64_t bits) {
   check_rank(op, "w", w, 2);
   const int64_t rows = w.size(0), cols = w.size(1);
   check_columns(op, "the number of columns of w", cols);
-  const Tensor input = torch::stable::contiguous(w);
+  const Tensor input = as_contiguous(w);
   const int64_t row_bytes = table_row_bytes(int(bits), cols);
   Tensor code = torch::stable::new_empty(w, {rows, row_bytes}, ScalarType::Byte);
   Tensor row_scale = torch::stable::new_empty(w, {rows}, ScalarType::BFloat16);
@@ -75,18 +75,15 @@ std::tuple<Tensor, Tensor> table_quantize_cpu(const Tensor& w, int64_t bits) {
         refused = r;
     }
   });
-  STD_TORCH_CHECK(refused < 0, "pvq::table_quantize: row ", int64_t(refused),
-                  " of w holds NaN or infinity, expected finite weights");
+  PVQ_CHECK(refused < 0, "pvq::table_quantize: row ", int64_t(refused),
+            " of w holds NaN or infinity, expected finite weights");
   return {code, row_scale};
 }
 
 Tensor table_dequantize_cpu(const Tensor& code, const Tensor& row_scale, int64_t bits, int64_t cols,
                             ScalarType dtype, int64_t block, int64_t seed) {
   constexpr const char* op = "table_dequantize";
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Half ||
-                      dtype == ScalarType::BFloat16 || dtype == ScalarType::Double,
-                  "pvq::table_dequantize: dtype is ", dtype_name(dtype),
-                  ", expected float32, float16, bfloat16 or float64");
+  check_weight_dtype(op, dtype);
   const StoredTable stored = checked_table(op, code, row_scale, bits, cols);
   check_rotation(op, {block, seed}, cols);
   const int64_t rows = stored.view.rows;
@@ -103,14 +100,13 @@ Tensor table_dequantize_cpu(const Tensor& code, const Tensor& row_scale, int64_t
                         cols / block);
     }
   });
-  return dtype == ScalarType::Float ? w : torch::stable::to(w, dtype);
+  return as_dtype(w, dtype);
 }
 
 Tensor table_matmul_cpu(const Tensor& x, const Tensor& code, const Tensor& row_scale, int64_t bits,
                         int64_t block, int64_t seed) {
   constexpr const char* op = "table_matmul";
-  STD_TORCH_CHECK(x.dim() >= 1,
-                  "pvq::table_matmul: x has no dimensions, expected [..., in_features]");
+  PVQ_CHECK(x.dim() >= 1, "pvq::table_matmul: x has no dimensions, expected [..., in_features]");
   const int64_t cols = x.size(x.dim() - 1);
   const StoredTable stored = checked_table(op, code, row_scale, bits, cols);
   check_activations(op, "x", x, cols, "in_features", "code", code);

@@ -63,6 +63,8 @@ def new_folder(out: str | os.PathLike[str], *, overwrite: bool = False) -> Itera
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         yield folder
         folder.chmod(0o777 & ~_umask())
+        for file in folder.iterdir():  # safetensors leaves files that only their owner may read
+            file.chmod(0o666 & ~_umask())
         _sync(folder)
         _swap(folder, target)
     except Exception as error:

@@ -33,10 +33,10 @@ class PVQConfig:
     ``PVQConfig(3.25)`` asks for a rate and gets the pulses that reach it; ``PVQConfig(dim=16,
     pulses=27)`` names them. ``bits`` counts the index and the gain, ``round(bits * dim)`` bits a
     group; of all ways to share them out, the one with the least expected error on a Gaussian source
-    is taken (:func:`pvq.codes.pyramid.expected_error`), or the most pulses that fit if ``gain_bits``
-    is given. At ``dim=16``, 2.25, 3.25 and 4.25 bits give 14, 28 and 58 pulses with 1, 3 and 4 gain
-    bits. One 16-bit scale a row comes on top (16 / cols bits a weight); it is part of every rate
-    reported.
+    is taken (:func:`pvq.codes.pyramid.expected_error`), or the most pulses that fit if
+    ``gain_bits`` is given. At ``dim=16``, 2.25, 3.25 and 4.25 bits give 14, 28 and 58 pulses with
+    1, 3 and 4 gain bits. One 16-bit scale a row comes on top (16 / cols bits a weight); it is part
+    of every rate reported.
 
     Attributes:
         dim: group size D, how many consecutive weights of a row form one vector; 2 to 256.

@@ -85,7 +85,12 @@ class PVQEmbedding(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """The rows named by ``ids`` [...], an integer tensor: [..., embedding_dim]."""
-        rows = self.weight_codes.rows(ids.reshape(-1)).dequantize(self.dtype)
+        config, flat = self.config, ids.reshape(-1)
+        rows: torch.Tensor = torch.ops.pvq.dequantize(
+            *(self.index[flat], self.gain[flat], self.row_scale[flat]),
+            *(config.dim, config.pulses, config.gain_bits, config.gain_law),
+            *(self.embedding_dim, self.dtype, config.hadamard_block, config.seed),
+        )
         return rows.view(*ids.shape, self.embedding_dim)
 
     def extra_repr(self) -> str:

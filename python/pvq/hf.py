@@ -5,31 +5,22 @@ it determines the shape of every tensor and no pattern is evaluated again when t
 """
 
 import contextvars
-import re
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.quantizers import auto
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from pvq import _core
-from pvq.codes.pyramid import TENSORS
 from pvq.config import FORMAT_VERSION, PVQConfig, check_format_version
 from pvq.embedding import PVQEmbedding, PVQTiedHead
-from pvq.integrity import (
-    Entry,
-    checksum_metadata,
-    read_headers,
-    shortened,
-    verify_checksums,
-)
+from pvq.integrity import checksum_metadata, read_headers, verify_checksums
 from pvq.linear import PVQLinear
+from pvq.matching import check_tensors
 from pvq.modules import prepare, quantized_modules, replace_module
 
 METHOD = "pvq"
@@ -65,14 +56,17 @@ class PVQQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         check_format_version(format_version)
-        if default is None or layers is None:
-            missing = "default" if default is None else "layers"
-            raise ValueError(f"the quantization_config of this checkpoint has no {missing!r}")
+        for name, value in (("default", default), ("layers", layers), ("tied", tied or {})):
+            if not isinstance(value, Mapping):
+                raise ValueError(
+                    f"{name!r} in the quantization_config of this checkpoint is {value!r}, "
+                    "expected an object: config.json is damaged"
+                )
         self.quant_method = METHOD
         self.format_version = format_version
         self.pvq_version = pvq_version or _core.build_info()["version"]
-        self.default = dict(default)
-        self.layers = {name: dict(changes) for name, changes in layers.items()}
+        self.default = dict(default or {})
+        self.layers = {name: dict(changes) for name, changes in (layers or {}).items()}
         self.tied = dict(tied or {})
         self.layer_configs()
 
@@ -118,7 +112,7 @@ class PVQQuantizer(HfQuantizer):  # type: ignore[misc]
                 _tie(model, head_name, head, table)
         if checkpoint_files and all(file.endswith(".safetensors") for file in checkpoint_files):
             entries = read_headers(checkpoint_files)
-            _check_tensors(model, entries)
+            check_tensors(model, entries)
             verify_checksums(entries)
         return model
 
@@ -250,83 +244,3 @@ def _forget_tie(model: PreTrainedModel, head_name: str) -> None:
         tied = getattr(model, attribute, None) or {}
         kept = {k: v for k, v in tied.items() if not k.startswith(f"{head_name}.")}
         setattr(model, attribute, kept)
-
-
-def _check_tensors(model: PreTrainedModel, entries: Mapping[str, Entry]) -> None:
-    """Compares the headers with the skeleton: transformers would fill what is missing at random."""
-    prefix = f"{model.base_model_prefix}."
-    found = {name.removeprefix(prefix): entry for name, entry in entries.items()}
-    expected = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in model.state_dict(keep_vars=True).items()
-    }
-    codes = {
-        f"{name.removeprefix(prefix)}.{tensor}"
-        for name, module in quantized_modules(model)
-        for tensor in TENSORS
-    }
-    if _renames_tensors(model):  # names differ by right, what they name does not
-        stored = Counter(_kind(n, e.shape) for n, e in found.items() if _is_code(n))
-        wanted = Counter(_kind(name, expected[name].shape) for name in codes)
-        problems = [] if stored == wanted else ["its code tensors are not those that it lists"]
-    else:
-        problems = _differences(model, found, expected, codes)
-    if problems:
-        listed = "; ".join(problems[:3]) + (" ..." if len(problems) > 3 else "")
-        raise ValueError(
-            f"the checkpoint does not match its config.json: {listed}. The files come from "
-            "different saves or were edited; copy the checkpoint again"
-        )
-
-
-def _differences(
-    model: PreTrainedModel,
-    found: Mapping[str, Entry],
-    expected: Mapping[str, torch.Tensor],
-    codes: set[str],
-) -> list[str]:
-    if type(model).__name__ in (model.config.architectures or []):
-        tied = {name.removeprefix(f"{model.base_model_prefix}.") for name in _tied_names(model)}
-        missing = expected.keys() - found.keys() - tied
-        unexpected = found.keys() - expected.keys() - tied
-    else:  # another class may lack the head or have one of its own, but codes must be complete
-        missing, unexpected = codes - found.keys(), set()
-    missing = set(_not_ignored(missing, model._keys_to_ignore_on_load_missing))
-    unexpected = set(_not_ignored(unexpected, model._keys_to_ignore_on_load_unexpected))
-    problems = [f"missing {shortened(missing)}"] if missing else []
-    problems += [f"unexpected {shortened(unexpected)}"] if unexpected else []
-    for name in sorted(found.keys() & expected.keys()):
-        entry, tensor = found[name], expected[name]
-        dtype = _SAFETENSORS_DTYPES[tensor.dtype] if name in codes else entry.dtype
-        if entry.shape != tuple(tensor.shape) or entry.dtype != dtype:
-            problems.append(
-                f"{name} is {entry.dtype} {list(entry.shape)}, expected {dtype} "
-                f"{list(tensor.shape)}"
-            )
-    return problems
-
-
-_SAFETENSORS_DTYPES = {torch.uint8: "U8", torch.bfloat16: "BF16"}
-
-
-def _renames_tensors(model: PreTrainedModel) -> bool:
-    """Whether transformers stores this architecture under other names than its modules have."""
-    return bool(get_model_conversion_mapping(model, add_legacy=False))
-
-
-def _tied_names(model: PreTrainedModel) -> set[str]:
-    """Either end of a tie may be the one that a checkpoint holds."""
-    tied: Mapping[str, str] = model.all_tied_weights_keys
-    return set(tied) | set(tied.values())
-
-
-def _is_code(name: str) -> bool:
-    return name.rpartition(".")[2] in TENSORS
-
-
-def _kind(name: str, shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
-    return name.rpartition(".")[2], tuple(shape)
-
-
-def _not_ignored(names: set[str], patterns: Any) -> Iterator[str]:
-    return (name for name in names if not any(re.search(p, name) for p in patterns or ()))

@@ -90,6 +90,11 @@ def make_plan(
             )
 
     tied = _tied_modules(model, modules, embeddings, head)
+    if tied is not None and any(fnmatch.filter(tied, pattern) for pattern in skip):
+        raise ValueError(
+            f"{tied[0]} and {tied[1]} are one tied weight, which embeddings and head ask to "
+            "quantize and a skip pattern to leave dense: drop one or the other"
+        )
     excluded = _excluded_by_default(model, modules, embeddings, head)
     targets: list[Target] = []
     left_dense = list(_stacks_of_experts(model))
@@ -145,7 +150,7 @@ def _excluded_by_default(
     decoder: nn.Module = model
     output = table = None
     if isinstance(model, PreTrainedModel):
-        decoder = model.get_decoder()
+        decoder = model.get_decoder() or model
         output, table = model.get_output_embeddings(), model.get_input_embeddings()
     inside = {id(module) for module in decoder.modules()}
     excluded = {}
@@ -188,6 +193,11 @@ def _tied_modules(
         )
     if not head:
         return None
+    if type(table) is not nn.Embedding or type(output) is not nn.Linear:
+        raise ValueError(
+            f"the tied embedding and head of this model are a {type(table).__name__} and a "
+            f"{type(output).__name__}, not a plain nn.Embedding and nn.Linear: leave them dense"
+        )
     names = {id(module): name for name, module in modules.items()}
     return names[id(output)], names[id(table)]
 

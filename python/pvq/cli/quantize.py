@@ -15,10 +15,15 @@ from pvq.report import Report, megabytes
 
 NAME = "quantize"
 HELP = "quantize a model and write a checkpoint"
-EPILOG = """\
-bits counts the index and the gain of a group; a 16-bit scale a row comes on top. At --dim 16:
-  --bits 2.25  K = 12     --bits 2.75  K = 18     --bits 3.25  K = 27 (default)
-  --bits 3.75  K = 40     --bits 4.25  K = 58
+_SETTINGS = "\n".join(
+    f"  --bits {bits}   {config.pulses:>2} pulses, {config.gain_bits} gain bits"
+    for bits in (2.25, 2.75, 3.25, 3.75, 4.25)
+    for config in (PVQConfig(bits),)
+)
+EPILOG = f"""\
+--bits counts the index and the gain of a group and shares them out for the least error; a 16-bit
+scale a row comes on top. At --dim 16:
+{_SETTINGS}
 Patterns are those of a shell and match full module names.
 
 examples:
@@ -36,7 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rate.add_argument("--bits", type=float, help="bits a weight, such as 3.25 (default)")
     rate.add_argument("--pulses", type=int, help="K, instead of --bits")
     parser.add_argument("--dim", type=int, default=16, help="group size D (default 16)")
-    parser.add_argument("--gain-bits", type=int, help="bits of a group's amplitude (default 4)")
+    parser.add_argument(
+        "--gain-bits",
+        type=int,
+        help="bits of a group's amplitude (default: the best share of --bits)",
+    )
     parser.add_argument("--gain-law", choices=GAIN_LAWS, default="lloyd", help="gain codebook")
     parser.add_argument("--rotation", choices=ROTATIONS, default="hadamard", help="of the input")
     parser.add_argument("--block", type=int, help="Hadamard block (default: from the layer)")

@@ -28,6 +28,11 @@ def _decode_fake(index: Tensor, dim: int, pulses: int, groups: int) -> Tensor:
     return index.new_empty((index.shape[0], groups, dim), dtype=torch.int16)
 
 
+@torch.library.register_fake("pvq::check_codes")
+def _check_codes_fake(index: Tensor, dim: int, pulses: int, groups: int) -> None:
+    return None
+
+
 @torch.library.register_fake("pvq::quantize")
 def _quantize_fake(
     w: Tensor, dim: int, pulses: int, gain_bits: int, gain_law: str, quality: int = 1
