@@ -1,4 +1,4 @@
-"""Error of the pyramid code on a unit Gaussian source, beside the Shannon bound and scalar codes.
+"""Error of the codes on a unit Gaussian source, beside the Shannon bound and scalar codes.
 
     python benchmarks/gaussian_mse.py [--rows 256] [--cols 4096] [--json FILE]
 
@@ -21,19 +21,23 @@ import pvq
 
 DIMS = (8, 16, 32, 64, 128)
 RATES = (1.0, 1.5, 2.0, 2.25, 2.5, 3.0, 3.25, 3.5, 4.0, 4.25)
+TABLE_WIDTHS = (2, 3, 4)
 # name, configuration, largest error allowed
 FIGURES = (
     ("D=16 K=27, 4 gain bits", {"dim": 16, "pulses": 27, "gain_bits": 4}, 0.0195),
     ("D=16 at 2.25", {"dim": 16, "bits": 2.25}, 0.082),
     ("D=16 at 4.25", {"dim": 16, "bits": 4.25}, 0.0047),
     ("D=64 at 3.25", {"dim": 64, "bits": 3.25}, 0.0176),
+    ("table, 2 bits", {"code": "table", "bits": 2}, 0.0972),
+    ("table, 3 bits", {"code": "table", "bits": 3}, 0.0262),
+    ("table, 4 bits", {"code": "table", "bits": 4}, 0.0079),
 )
 
 
-def measure_pyramid(w: torch.Tensor, name: str, config: pvq.PVQConfig) -> dict[str, object]:
+def measure_code(w: torch.Tensor, name: str, config: pvq.PVQConfig) -> dict[str, object]:
     stored = pvq.quantize_tensor(w, config)
     result = measure(name, w, stored.dequantize(torch.float32), 8 * stored.nbytes / w.numel())
-    return result | {"dim": config.dim, "pulses": config.pulses, "gain_bits": config.gain_bits}
+    return result | config.code.choices()
 
 
 def measure(name: str, w: torch.Tensor, quantized: torch.Tensor, bits: float) -> dict[str, object]:
@@ -42,7 +46,7 @@ def measure(name: str, w: torch.Tensor, quantized: torch.Tensor, bits: float) ->
 
 
 def show(row: dict[str, object]) -> None:
-    point = f"{row['dim']} | {row['pulses']} | {row['gain_bits']}" if "dim" in row else "1 | - | -"
+    point = f"{row['dim']} | {row['pulses']} | {row['gain_bits']}" if "dim" in row else "- | - | -"
     print(
         f"| {row['name']} | {point} | {row['bits_per_weight']:.4f} | {row['mse']:.5f} "
         f"| {row['ratio']:.3f} |",
@@ -71,14 +75,17 @@ def main() -> int:
     for dim in DIMS:
         for bits in RATES:
             config = pvq.PVQConfig(bits, dim=dim, rotation="none")
-            add(measure_pyramid(w, f"pvq {bits:g}", config))
+            add(measure_code(w, f"pvq {bits:g}", config))
+    for width in TABLE_WIDTHS:
+        config = pvq.PVQConfig(width, code="table", rotation="none")
+        add(measure_code(w, f"pvq table {width}", config))
     for count in (2, 4, 8, 16):
         add(measure(f"Lloyd-Max scalar, {count} levels", w, *scalar_baselines.lloyd_max(w, count)))
     add(measure("NF4, blocks of 64", w, *scalar_baselines.nf4(w)))
 
     missed = 0
     for name, choices, bound in FIGURES:
-        row = measure_pyramid(w, name, pvq.PVQConfig(rotation="none", **choices)) | {"bound": bound}
+        row = measure_code(w, name, pvq.PVQConfig(rotation="none", **choices)) | {"bound": bound}
         add(row)
         if row["mse"] > bound:
             missed += 1

@@ -18,7 +18,7 @@ def index_bits(dim: int, pulses: int) -> int:
 )
 def test_production_rates_at_dim_16(bits, pulses):
     config = PVQConfig(bits, gain_bits=4)
-    assert (config.dim, config.pulses, config.gain_bits) == (16, pulses, 4)
+    assert (config.code.dim, config.code.pulses, config.code.gain_bits) == (16, pulses, 4)
     assert config == PVQConfig(pulses=pulses)
     assert config.bits == bits
 
@@ -46,7 +46,7 @@ def test_bits_takes_the_most_pulses_that_fit(dim, bits, gain_bits):
         with pytest.raises(ValueError, match="out of reach"):
             PVQConfig(bits, dim=dim, gain_bits=gain_bits)
         return
-    pulses = PVQConfig(bits, dim=dim, gain_bits=gain_bits).pulses
+    pulses = PVQConfig(bits, dim=dim, gain_bits=gain_bits).code.pulses
     assert index_bits(dim, pulses) <= budget < index_bits(dim, pulses + 1)
 
 
@@ -58,7 +58,9 @@ def test_bits_is_a_way_to_ask_for_pulses():
 
 def test_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        PVQConfig().pulses = 3
+        PVQConfig().seed = 3
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PVQConfig().code.pulses = 3
 
 
 @pytest.mark.parametrize(
@@ -105,8 +107,8 @@ def test_out_of_reach_names_a_range_that_is_reachable():
     low, high = (
         float(x) for x in str(error.value).split("choose from ")[1].split(",")[0].split(" to ")
     )
-    assert PVQConfig(bits=low).pulses == 1
-    assert PVQConfig(bits=math.floor(high * 16) / 16).pulses > 4000
+    assert PVQConfig(bits=low).code.pulses == 1
+    assert PVQConfig(bits=math.floor(high * 16) / 16).code.pulses > 4000
 
 
 def test_for_cols_settles_the_block():

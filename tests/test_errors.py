@@ -58,12 +58,12 @@ def test_nothing_is_padded_silently():
     with pytest.raises(ValueError, match="pvq never pads: pass dim=10 or leave this layer dense"):
         quantize_model(model, progress=False)
     quantize_model(model, PVQConfig(dim=10), progress=False)
-    assert model[0].config.dim == 10
+    assert model[0].config.code.dim == 10
 
 
 def test_indices_out_of_range_are_refused_in_every_use():
     q = quantize_tensor(W, PVQConfig())
-    q.index[3].fill_(255)
+    q.stored["index"][3].fill_(255)
     layer = pvq.PVQLinear.from_tensor(q)
     table = pvq.PVQEmbedding.from_tensor(q, torch.float32)
     for use in (

@@ -54,8 +54,8 @@ def test_round_trip_is_bit_exact(small_llama, tmp_path):
     model.save_pretrained(tmp_path / "a")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
     assert same_state(model, loaded)
-    assert loaded.model.layers[0].self_attn.o_proj.config.pulses == 58
-    assert loaded.model.layers[0].self_attn.q_proj.config.pulses == 28
+    assert loaded.model.layers[0].self_attn.o_proj.config.code.pulses == 58
+    assert loaded.model.layers[0].self_attn.q_proj.config.code.pulses == 28
     loaded.save_pretrained(tmp_path / "b")  # from planes: the index is made again
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "b")
     assert same_state(model, again)

@@ -180,7 +180,9 @@ def test_linear_refuses_a_config_that_does_not_fit():
 
 def test_repr_says_what_it_is():
     layer = PVQLinear.from_linear(dense_layer(64, 48), PVQConfig(pulses=27))
-    assert "in_features=64, out_features=48, bias=True, dim=16, pulses=27" in repr(layer)
+    assert "in_features=64, out_features=48, bias=True, code=pyramid D=16 K=27 gain 4" in repr(
+        layer
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

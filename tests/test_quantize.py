@@ -109,11 +109,11 @@ def test_skip_and_overrides_by_pattern(small_llama):
     )
     configs = {layer.name: layer.config for layer in report.layers}
     assert set(configs) == {f"model.layers.1.{p}" for p in _paths() if "k_proj" not in p}
-    assert configs["model.layers.1.mlp.down_proj"].pulses == 28
+    assert configs["model.layers.1.mlp.down_proj"].code.pulses == 28
     assert configs["model.layers.1.mlp.down_proj"].seed == 4, "overrides stack"
-    assert configs["model.layers.1.self_attn.q_proj"].pulses == 58
+    assert configs["model.layers.1.self_attn.q_proj"].code.pulses == 58
     assert configs["model.layers.1.self_attn.q_proj"].seed == 0, "a whole config replaces"
-    assert configs["model.layers.1.mlp.up_proj"].pulses == 12
+    assert configs["model.layers.1.mlp.up_proj"].code.pulses == 12
     assert type(model.model.layers[0].mlp.up_proj) is nn.Linear
     skipped = {left.name for left in report.left_dense if left.reason == "skipped as asked"}
     assert skipped == {f"model.layers.0.{p}" for p in _paths()} | {

@@ -31,12 +31,12 @@ def signs(cols: int, seed: int) -> np.ndarray:
 
 def decoded(q: PVQTensor) -> np.ndarray:
     """Float64 weights of the stored bytes by the definition of the format."""
-    config, (rows, cols) = q.config, q.shape
-    groups = cols // config.dim
-    y = torch.ops.pvq.decode(q.index, config.dim, config.pulses, groups).numpy()
-    codes = np.array([unpack(row, config.gain_bits, groups) for row in q.gain.numpy()])
-    levels = _core.gain_levels(config.dim, cols, config.gain_bits, config.gain_law)
-    w = dequantize(y, codes, q.row_scale.float().numpy(), levels)
+    config, code, (rows, cols) = q.config, q.config.code, q.shape
+    groups = cols // code.dim
+    y = torch.ops.pvq.decode(q.stored["index"], code.dim, code.pulses, groups).numpy()
+    gains = np.array([unpack(row, code.gain_bits, groups) for row in q.stored["gain"].numpy()])
+    levels = _core.gain_levels(code.dim, cols, code.gain_bits, code.gain_law)
+    w = dequantize(y, gains, q.stored["row_scale"].float().numpy(), levels)
     if config.hadamard_block:
         block = config.hadamard_block
         h = hadamard_matrix(block).astype(np.float64) / math.sqrt(block)
@@ -73,11 +73,12 @@ def test_dequantize_follows_the_format(shape, config):
 )
 def test_bytes_are_those_of_the_bits(rows, cols, config):
     q = quantize_tensor(gaussian(rows, cols), config)
-    groups = cols // config.dim
-    index_bytes = math.ceil(groups * count(config.dim, config.pulses).bit_length() / 8)
-    gain_bytes = math.ceil(groups * config.gain_bits / 8)
-    assert q.index.shape == (rows, index_bytes)
-    assert q.gain.shape == (rows, gain_bytes)
+    code = config.code
+    groups = cols // code.dim
+    index_bytes = math.ceil(groups * count(code.dim, code.pulses).bit_length() / 8)
+    gain_bytes = math.ceil(groups * code.gain_bits / 8)
+    assert q.stored["index"].shape == (rows, index_bytes)
+    assert q.stored["gain"].shape == (rows, gain_bytes)
     assert q.nbytes == rows * (index_bytes + gain_bytes + 2)
     assert q.bits_per_weight == 8 * q.nbytes / (rows * cols)
     assert q.shape == (rows, cols)
@@ -105,7 +106,7 @@ def test_strides_do_not_matter():
     strided = w.T.contiguous().T[:, :].expand(64, 48)
     assert not strided.is_contiguous()
     a, b = quantize_tensor(strided, PVQConfig()), quantize_tensor(w, PVQConfig())
-    assert torch.equal(a.index, b.index)
+    assert torch.equal(a.stored["index"], b.stored["index"])
     assert torch.equal(w, gaussian(64, 48)), "the input was changed"
 
 
@@ -184,10 +185,13 @@ def test_codes_are_the_same_on_the_gpu():
 
 def test_tensor_checks_its_parts():
     q = quantize_tensor(gaussian(4, 64), PVQConfig(pulses=27))
+    stored = q.stored
     with pytest.raises(ValueError, match=r"index is torch.uint8 \[3, 24\], expected"):
-        PVQTensor(q.index[:3], q.gain, q.row_scale, q.shape, q.config)
+        PVQTensor({**stored, "index": stored["index"][:3]}, q.shape, q.config)
     with pytest.raises(ValueError, match=r"row_scale is torch.float32"):
-        PVQTensor(q.index, q.gain, q.row_scale.float(), q.shape, q.config)
+        PVQTensor({**stored, "row_scale": stored["row_scale"].float()}, q.shape, q.config)
+    with pytest.raises(ValueError, match="stored has index, gain, expected index, gain, row_scale"):
+        PVQTensor({k: stored[k] for k in ("index", "gain")}, q.shape, q.config)
 
 
 def test_public_count_is_exact():

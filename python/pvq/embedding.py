@@ -1,4 +1,4 @@
-"""PVQEmbedding and PVQTiedHead: the token table in pyramid codes, and a head that reads it."""
+"""PVQEmbedding and PVQTiedHead: the token table in a code, and a head that reads it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,13 +7,14 @@ import torch
 from torch import nn
 
 from pvq.buffers import register_codes, without_casts
+from pvq.codes import Stored, empty_stored
 from pvq.config import PVQConfig
 from pvq.linear import check_features
 from pvq.tensor import PVQTensor, quantize_tensor
 
 
 class PVQEmbedding(nn.Module):
-    """A table [num_embeddings, embedding_dim] in pyramid codes; decodes only the rows asked for.
+    """A table [num_embeddings, embedding_dim] in a code; decodes only the rows asked for.
 
     Args:
         num_embeddings: rows of the table.
@@ -25,10 +26,6 @@ class PVQEmbedding(nn.Module):
     Raises:
         ValueError: if ``config`` does not fit ``embedding_dim``.
     """
-
-    index: torch.Tensor
-    gain: torch.Tensor
-    row_scale: torch.Tensor
 
     def __init__(
         self,
@@ -44,7 +41,8 @@ class PVQEmbedding(nn.Module):
         self.embedding_dim = embedding_dim
         self.config = config.for_cols(embedding_dim)
         self.dtype = dtype if dtype is not None else torch.get_default_dtype()
-        register_codes(self, self.config.code.empty(num_embeddings, embedding_dim, device))
+        stored = empty_stored(self.config.code, num_embeddings, embedding_dim, device)
+        register_codes(self, stored)
 
     @classmethod
     def from_embedding(cls, embedding: nn.Embedding, config: PVQConfig) -> "PVQEmbedding":
@@ -66,8 +64,12 @@ class PVQEmbedding(nn.Module):
     @property
     def weight_codes(self) -> PVQTensor:
         """The stored form."""
-        shape = (self.num_embeddings, self.embedding_dim)
-        return PVQTensor(self.index, self.gain, self.row_scale, shape, self.config)
+        return PVQTensor(self.stored, (self.num_embeddings, self.embedding_dim), self.config)
+
+    @property
+    def stored(self) -> Stored:
+        """The tensors of the stored form by name."""
+        return {name: getattr(self, name) for name in self.config.code.tensors}
 
     @property
     def nbytes(self) -> int:
@@ -86,23 +88,19 @@ class PVQEmbedding(nn.Module):
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """The rows named by ``ids`` [...], an integer tensor: [..., embedding_dim]."""
         config, flat = self.config, ids.reshape(-1)
-        rows: torch.Tensor = torch.ops.pvq.dequantize(
-            *(self.index[flat], self.gain[flat], self.row_scale[flat]),
-            *(config.dim, config.pulses, config.gain_bits, config.gain_law),
+        rows = config.code.dequantize(
+            {name: tensor[flat] for name, tensor in self.stored.items()},
             *(self.embedding_dim, self.dtype, config.hadamard_block, config.seed),
         )
         return rows.view(*ids.shape, self.embedding_dim)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` says of the table."""
-        return (
-            f"{self.num_embeddings}, {self.embedding_dim}, dim={self.config.dim}, "
-            f"pulses={self.config.pulses}, gain_bits={self.config.gain_bits}"
-        )
+        return f"{self.num_embeddings}, {self.embedding_dim}, code={self.config.code.describe()}"
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
         super()._apply(without_casts(self, fn), recurse)  # type: ignore[no-untyped-call]
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self.index.device)).dtype
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=next(self.buffers()).device)).dtype
         return self
 
 
@@ -136,10 +134,5 @@ class PVQTiedHead(nn.Module):
         table = self._table[0]
         check_features(x, table.embedding_dim)
         config = table.config
-        y: torch.Tensor = torch.ops.pvq.matmul(
-            x,
-            *(table.index, table.gain, table.row_scale),
-            *(config.dim, config.pulses, config.gain_bits, config.gain_law),
-            *(config.hadamard_block, config.seed),
-        )
+        y = config.code.matmul(x, table.stored, config.hadamard_block, config.seed)
         return y if self.bias is None else y + self.bias.to(y.dtype)

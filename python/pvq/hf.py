@@ -38,7 +38,8 @@ class PVQQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
         format_version: of the stored form.
         pvq_version: that wrote it, for the reader's information.
         default: fields of the :class:`PVQConfig` that most modules have.
-        layers: name of every quantized module, with the fields in which it differs.
+        layers: name of every quantized module, with the fields in which it differs; all fields
+            where it has another code, as no field of one code means anything to another.
         tied: name of an output head to the name of the embedding whose codes it reads.
         **_: keys that other programs may add.
 
@@ -76,16 +77,13 @@ class PVQQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
     ) -> "PVQQuantizationConfig":
         """Writes down the configuration of every module."""
         base = _fields(default)
-        changes = {
-            name: {key: value for key, value in _fields(config).items() if value != base[key]}
-            for name, config in layers.items()
-        }
+        changes = {name: _changes(base, _fields(config)) for name, config in layers.items()}
         return cls(default=base, layers=changes, tied=tied)
 
     def layer_configs(self) -> dict[str, PVQConfig]:
         """The configuration of every quantized module."""
         return {
-            name: PVQConfig.from_dict({**self.default, **changes})
+            name: PVQConfig.from_dict(changes if "code" in changes else self.default | changes)
             for name, changes in self.layers.items()
         }
 
@@ -182,6 +180,12 @@ def _fields(config: PVQConfig) -> dict[str, Any]:
     fields = config.to_dict()
     del fields["format_version"]
     return fields
+
+
+def _changes(base: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    if fields["code"] != base["code"]:
+        return fields
+    return {key: value for key, value in fields.items() if value != base[key]}
 
 
 def _named_module(model: PreTrainedModel, name: str) -> nn.Module | None:

@@ -1,9 +1,9 @@
-"""PVQLinear: a linear layer that multiplies from pyramid codes and never holds a dense weight.
+"""PVQLinear: a linear layer that multiplies from codes and never holds a dense weight.
 
-A layer has two forms. The stored one is the exact index; it is what a state dict contains, always.
-The planes are a run-time form that the product reads faster; :meth:`PVQLinear.prepare` trades the
-index for them, and a state dict gets the index back from the planes bit for bit, because both name
-the same integer vectors.
+A layer has two forms. The stored one is what a state dict contains, always. Some codes have a form
+that a device's product reads faster (:class:`pvq.codes.RunTimeForm`, such as the planes of the
+pyramid code); :meth:`PVQLinear.prepare` trades stored tensors for it, and a state dict gets them
+back from it bit for bit.
 """
 
 from collections.abc import Callable
@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pvq import planes
 from pvq.buffers import register_codes, without_casts
-from pvq.codes.pyramid import TENSORS
+from pvq.codes import RunTimeForm, Stored, empty_stored, stored_nbytes
 from pvq.config import PVQConfig
 from pvq.tensor import PVQTensor, quantize_tensor
 
@@ -22,11 +21,12 @@ LAYOUTS = ("auto", "index", "planes")
 
 
 class PVQLinear(nn.Module):
-    """``y = x @ W.T + bias`` with ``W`` [out_features, in_features] in pyramid codes.
+    """``y = x @ W.T + bias`` with ``W`` [out_features, in_features] in a code.
 
-    Buffers: ``index``, ``gain`` and ``row_scale`` (see :mod:`pvq.codes.pyramid`); once prepared as
-    planes, ``index`` is ``None`` and the planes are non-persistent buffers. Casting the module
-    (``.to(torch.float16)``) casts the bias and leaves the codes alone.
+    Buffers: the tensors of the code, such as ``index``, ``gain`` and ``row_scale`` (see
+    :mod:`pvq.codes.pyramid`); once prepared in a run-time form, those that it replaces are ``None``
+    and its own are non-persistent buffers. Casting the module (``.to(torch.float16)``) casts the
+    bias and leaves the codes alone.
 
     Args:
         in_features: columns of the weight.
@@ -39,10 +39,6 @@ class PVQLinear(nn.Module):
     Raises:
         ValueError: if ``config`` does not fit ``in_features``.
     """
-
-    index: torch.Tensor | None
-    gain: torch.Tensor
-    row_scale: torch.Tensor
 
     def __init__(
         self,
@@ -58,9 +54,8 @@ class PVQLinear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.config = config.for_cols(in_features)
-        register_codes(self, self.config.code.empty(out_features, in_features, device))
-        for name in planes.TENSORS:
-            self.register_buffer(name, None, persistent=False)
+        self._form: RunTimeForm | None = None  # None: the stored form
+        register_codes(self, empty_stored(self.config.code, out_features, in_features, device))
         self.bias: nn.Parameter | None = None
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
@@ -86,58 +81,58 @@ class PVQLinear(nn.Module):
 
     @property
     def layout(self) -> str:
-        """``"index"`` or ``"planes"``: the form that is in memory."""
-        return "planes" if self.index is None else "index"
+        """The form that is in memory: ``"index"`` (the stored one) or the name of another."""
+        return "index" if self._form is None else self._form.layout
 
     @property
     def weight_codes(self) -> PVQTensor:
-        """The stored form, made from the planes if they are what is in memory."""
-        index = self.index if self.index is not None else self._index_of_planes()
-        shape = (self.out_features, self.in_features)
-        return PVQTensor(index, self.gain, self.row_scale, shape, self.config)
+        """The stored form, made from the run-time form if that is what is in memory."""
+        held = self._held()
+        if self._form is not None:
+            held |= self._form.to_stored(held, self._shape)
+        stored = {name: held[name] for name in self.config.code.tensors}
+        return PVQTensor(stored, self._shape, self.config)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the weight in a checkpoint."""
-        layout = self.config.code.layout(self.out_features, self.in_features)
-        return sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in layout.values())
+        return stored_nbytes(self.config.code, *self._shape)
 
     @property
     def resident_nbytes(self) -> int:
         """Bytes of the weight in memory, in the present layout."""
-        return sum(buffer.nbytes for buffer in self._buffers.values() if buffer is not None)
+        return sum(buffer.nbytes for buffer in self._held().values())
 
     def prepare(self, layout: str = "auto") -> "PVQLinear":
         """Chooses the run-time form; results are the same up to the order of floating-point sums.
 
         Args:
-            layout: ``"index"`` (least memory), ``"planes"`` (fastest), or ``"auto"``: planes where
-                the device has them. A matrix so small in scale (below about 1e-30) that planes
-                would lose the index stays as it is; :attr:`layout` tells.
+            layout: ``"index"`` (the stored form, least memory), ``"planes"`` (fastest for pyramid
+                codes on the CPU), or ``"auto"``: the fastest that the code has on this device. A
+                matrix that would not survive the way back, such as one so small in scale (below
+                about 1e-30) that planes would lose the index, stays as it is; :attr:`layout` tells.
 
         Returns:
             The layer itself.
 
         Raises:
-            ValueError: on an unknown layout, or planes on a device that has none.
-            RuntimeError: if an index names no point of the pyramid (a damaged file).
+            ValueError: on an unknown layout, or one that the code does not have on this device.
+            RuntimeError: if the codes are damaged.
         """
         if layout not in LAYOUTS:
             raise ValueError(f"layout is {layout!r}, expected one of {', '.join(LAYOUTS)}")
-        possible = planes.available(self.row_scale.device)
-        if layout == "planes" and not possible:
+        form = None if layout == "index" else self.config.code.run_time(self._device)
+        if layout not in ("auto", "index") and (form is None or form.layout != layout):
             raise ValueError(
-                f"no planes on device {self.row_scale.device}: use layout='index' or 'auto'"
+                f"code={self.config.code.name!r} has no {layout} on device {self._device}: use "
+                "layout='index' or 'auto'"
             )
-        if layout == "index" or not possible:
-            if self.index is None:
-                self._hold_index(self._index_of_planes())
-        elif self.index is not None:
-            run_time = planes.of_codes(self.weight_codes)
+        if form is None and self._form is not None:
+            self._hold_stored(self._form.to_stored(self._held(), self._shape))
+        elif form is not None and self._form is None:
+            run_time = form.of_stored(self._held(), self._shape)
             if run_time is not None:
-                for name, tensor in run_time.items():
-                    setattr(self, name, tensor)
-                self.index = None
+                self._hold_run_time(form, run_time)
         return self
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -152,43 +147,53 @@ class PVQLinear(nn.Module):
             RuntimeError: if its dtype or device is not supported, or the codes are damaged.
         """
         check_features(x, self.in_features)
-        config = self.config
-        rotation = (config.hadamard_block, config.seed)
-        y: torch.Tensor
-        if self.index is None:
-            run_time = [getattr(self, name) for name in planes.TENSORS]
-            y = torch.ops.pvq.matmul_planes(x, *run_time, self.out_features, config.dim, *rotation)
+        rotation = (self.config.hadamard_block, self.config.seed)
+        if self._form is None:
+            y = self.config.code.matmul(x, self._held(), *rotation)
         else:
-            y = torch.ops.pvq.matmul(
-                x,
-                *(self.index, self.gain, self.row_scale),
-                *(config.dim, config.pulses, config.gain_bits, config.gain_law),
-                *rotation,
-            )
+            y = self._form.matmul(x, self._held(), self.out_features, *rotation)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` says of the layer."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, dim={self.config.dim}, pulses={self.config.pulses}, "
-            f"gain_bits={self.config.gain_bits}, layout={self.layout}"
+            f"bias={self.bias is not None}, code={self.config.code.describe()}, "
+            f"layout={self.layout}"
         )
 
-    def _index_of_planes(self) -> torch.Tensor:
-        run_time = {name: getattr(self, name) for name in planes.TENSORS}
-        return planes.to_index(run_time, (self.out_features, self.in_features), self.config)
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
 
-    def _hold_index(self, index: torch.Tensor) -> None:
-        self.index = index
-        for name in planes.TENSORS:
-            setattr(self, name, None)
+    @property
+    def _device(self) -> torch.device:
+        return next(self.buffers(recurse=False)).device
+
+    def _held(self) -> Stored:
+        """The tensors that are in memory, by name."""
+        return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+
+    def _hold_run_time(self, form: RunTimeForm, tensors: Stored) -> None:
+        for name in form.replaces:
+            self._buffers[name] = None
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+        self._form = form
+
+    def _hold_stored(self, replaced: Stored) -> None:
+        if self._form is not None:
+            for name in self._form.tensors:
+                delattr(self, name)
+        self._form = None
+        for name, tensor in replaced.items():
+            self._buffers[name] = tensor
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        here = self.row_scale.device
+        here = self._device
         there = fn(torch.empty(0, dtype=torch.uint8, device=here)).device
-        prepared = self.layout == "planes"
-        if prepared and there.type != here.type:  # another kind of device, another form of planes
+        prepared = self._form is not None
+        if prepared and there.type != here.type:  # another kind of device, another form
             self.prepare("index")
         super()._apply(without_casts(self, fn), recurse)  # type: ignore[no-untyped-call]
         return self.prepare("auto") if prepared else self
@@ -197,16 +202,17 @@ class PVQLinear(nn.Module):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        if self.index is None:
-            destination[f"{prefix}{TENSORS[0]}"] = self._index_of_planes()
+        if self._form is not None:
+            for name, tensor in self._form.to_stored(self._held(), self._shape).items():
+                destination[f"{prefix}{name}"] = tensor
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         layout = self.layout
-        if layout == "planes":
-            shape, dtype = self.config.code.layout(self.out_features, self.in_features)["index"]
-            self._hold_index(torch.empty(shape, dtype=dtype, device=self.row_scale.device))
+        if self._form is not None:
+            empty = empty_stored(self.config.code, *self._shape, self._device)
+            self._hold_stored({name: empty[name] for name in self._form.replaces})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self.prepare(layout)
 

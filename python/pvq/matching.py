@@ -13,7 +13,6 @@ import torch
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from pvq.codes.pyramid import TENSORS
 from pvq.integrity import Entry, shortened
 from pvq.modules import quantized_modules
 
@@ -39,10 +38,11 @@ def check_tensors(model: PreTrainedModel, entries: Mapping[str, Entry]) -> None:
     codes = {
         f"{name.removeprefix(prefix)}.{tensor}"
         for name, module in quantized_modules(model)
-        for tensor in TENSORS
+        for tensor in module.config.code.tensors
     }
     if _renames_tensors(model):  # names differ by right, what they name does not
-        stored = Counter(_kind(n, e.shape) for n, e in found.items() if _is_code(n))
+        kinds = {_last(name) for name in codes}
+        stored = Counter(_kind(n, e.shape) for n, e in found.items() if _last(n) in kinds)
         wanted = Counter(_kind(name, expected[name].shape) for name in codes)
         problems = [] if stored == wanted else ["its code tensors are not those that it lists"]
     else:
@@ -97,12 +97,12 @@ def _filled_by_ties(model: PreTrainedModel, found: Mapping[str, Entry]) -> set[s
     return filled
 
 
-def _is_code(name: str) -> bool:
-    return name.rpartition(".")[2] in TENSORS
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _kind(name: str, shape: Sequence[int]) -> tuple[str, tuple[int, ...]]:
-    return name.rpartition(".")[2], tuple(shape)
+    return _last(name), tuple(shape)
 
 
 def _not_ignored(names: set[str], patterns: Any) -> Iterator[str]:

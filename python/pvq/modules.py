@@ -30,11 +30,11 @@ def prepare(model: nn.Module, layout: str = "auto") -> nn.Module:
     Codes that are not on a device yet (offloaded by accelerate) stay as they are stored.
 
     Raises:
-        ValueError: on an unknown layout, or planes on a device that has none.
-        RuntimeError: if an index names no point of its pyramid (a damaged file).
+        ValueError: on an unknown layout, or one that a layer's code does not have on its device.
+        RuntimeError: if the codes are damaged.
     """
     for _, module in quantized_modules(model):
-        if isinstance(module, PVQLinear) and module.row_scale.device.type != "meta":
+        if isinstance(module, PVQLinear) and next(module.buffers()).device.type != "meta":
             module.prepare(layout)
     return model
 

@@ -148,14 +148,14 @@ class Report:
     def table(self) -> str:
         """One line for each layer, as a Markdown table."""
         lines = [
-            "| layer | shape | D | K | gain bits | block | bits/weight | bytes | error |",
-            "|---|---|---|---|---|---|---|---|---|",
+            "| layer | shape | code | block | bits/weight | bytes | error |",
+            "|---|---|---|---|---|---|---|",
         ]
         for layer in self.layers:
             config = layer.config
             lines.append(
-                f"| {layer.name} | {layer.shape[0]} x {layer.shape[1]} | {config.dim} | "
-                f"{config.pulses} | {config.gain_bits} | {config.hadamard_block or '-'} | "
+                f"| {layer.name} | {layer.shape[0]} x {layer.shape[1]} | {config.code.describe()} "
+                f"| {config.hadamard_block or '-'} | "
                 f"{layer.bits_per_weight:.4f} | {layer.nbytes} | {layer.relative_error:.5f} |"
             )
         return "\n".join(lines)
@@ -215,6 +215,6 @@ def _describe(config: PVQConfig) -> str:
     if config.rotation == "hadamard":
         rotation = f"randomised Hadamard rotation with seed {config.seed}"
     return (
-        f"Pyramid vector quantization with `pvq` {_core.build_info()['version']}: groups of "
-        f"{config.dim} weights, {config.pulses} pulses, {config.gain_bits} gain bits, {rotation}."
+        f"Pyramid vector quantization with `pvq` {_core.build_info()['version']}: code "
+        f"{config.code.describe()}, {rotation}."
     )

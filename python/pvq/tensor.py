@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pvq.codes import Stored
+from pvq.codes import Stored, empty_stored
 from pvq.config import PVQConfig
 from pvq.rounding import Rounding
 from pvq.rounding.nearest import nearest
@@ -16,25 +16,28 @@ SLAB_WEIGHTS = 1 << 24
 
 @dataclass(frozen=True)
 class PVQTensor:
-    """A matrix [rows, cols] stored as pyramid codes.
+    """A matrix [rows, cols] in a code.
 
     Attributes:
-        index: uint8 [rows, ceil(groups * index_bits / 8)].
-        gain: uint8 [rows, ceil(groups * gain_bits / 8)].
-        row_scale: bfloat16 [rows].
+        stored: the tensors by the name that they have in a checkpoint, such as ``index``, ``gain``
+            and ``row_scale`` of the pyramid code; the first dimension of each is the rows.
         shape: (rows, cols) of the matrix that it stands for.
         config: how to read the codes; ``block`` is settled.
     """
 
-    index: torch.Tensor
-    gain: torch.Tensor
-    row_scale: torch.Tensor
+    stored: Stored
     shape: tuple[int, int]
     config: PVQConfig
 
     def __post_init__(self) -> None:
         rows, cols = self.shape
-        for name, (shape, dtype) in self.config.code.layout(rows, cols).items():
+        layout = self.config.code.layout(rows, cols)
+        if self.stored.keys() != layout.keys():
+            raise ValueError(
+                f"stored has {', '.join(self.stored)}, expected {', '.join(layout)} with "
+                f"{self.config}"
+            )
+        for name, (shape, dtype) in layout.items():
             tensor = self.stored[name]
             if tuple(tensor.shape) != shape or tensor.dtype != dtype:
                 raise ValueError(
@@ -43,18 +46,13 @@ class PVQTensor:
                 )
 
     @property
-    def stored(self) -> Stored:
-        """The tensors by the name that they have in a checkpoint."""
-        return {"index": self.index, "gain": self.gain, "row_scale": self.row_scale}
-
-    @property
     def device(self) -> torch.device:
         """Where the codes are."""
-        return self.index.device
+        return next(iter(self.stored.values())).device
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is stored: indices, gains, scales and their padding."""
+        """Bytes of all that is stored: codes, scales and their padding."""
         return sum(tensor.nbytes for tensor in self.stored.values())
 
     @property
@@ -67,7 +65,7 @@ class PVQTensor:
         """The matrix [rows, cols] that the codes stand for, rotated back, in ``dtype``.
 
         Raises:
-            RuntimeError: if an index names no point of the pyramid (a damaged file).
+            RuntimeError: if the codes are damaged, such as an index that names no point.
         """
         return self.config.code.dequantize(
             self.stored, self.shape[1], dtype, self.config.hadamard_block, self.config.seed
@@ -76,14 +74,13 @@ class PVQTensor:
     def rows(self, which: slice | torch.Tensor) -> "PVQTensor":
         """Some rows, as a slice or as an int64 tensor of row numbers; codes are not decoded."""
         stored = {name: tensor[which] for name, tensor in self.stored.items()}
-        return PVQTensor(
-            **stored, shape=(stored["row_scale"].shape[0], self.shape[1]), config=self.config
-        )
+        rows = next(iter(stored.values())).shape[0]
+        return PVQTensor(stored, (rows, self.shape[1]), self.config)
 
     def to(self, device: torch.device | str) -> "PVQTensor":
         """The same codes on another device."""
         stored = {name: tensor.to(device) for name, tensor in self.stored.items()}
-        return PVQTensor(**stored, shape=self.shape, config=self.config)
+        return PVQTensor(stored, self.shape, self.config)
 
     def relative_error(self, w: torch.Tensor) -> float:
         """Squared error relative to the matrix that was quantized, ||w - w'||^2 / ||w||^2.
@@ -114,12 +111,12 @@ def quantize_tensor(
         rounding: the rounding method.
 
     Returns:
-        The codes, on the device of ``w``. Groups and rows of zeros decode to zeros.
+        The codes, on the device of ``w``. Rows of zeros decode to zeros.
 
     Raises:
         TypeError: if ``w`` is not a tensor of a floating-point dtype.
-        ValueError: if it is not a matrix, has NaN or infinite values, or columns that ``dim`` or
-            ``block`` does not divide; the text says what to do.
+        ValueError: if it is not a matrix, has NaN or infinite values, or a number of columns that
+            the code or ``block`` does not fit; the text says what to do.
     """
     problem = unquantizable(w, config)
     if problem is not None:
@@ -128,14 +125,14 @@ def quantize_tensor(
         )
     rows, cols = w.shape
     config = config.for_cols(cols)
-    stored = config.code.empty(rows, cols, w.device)
+    stored = empty_stored(config.code, rows, cols, w.device)
     for slab in row_slabs(rows, cols):
         rotated = w[slab].detach().to(torch.float32, copy=True).contiguous()
         if config.hadamard_block and rotated.numel():
             torch.ops.pvq.hadamard_(rotated, config.hadamard_block, config.seed)
         for name, codes in rounding(rotated, config.code).items():
             stored[name][slab] = codes
-    return PVQTensor(**stored, shape=(rows, cols), config=config)
+    return PVQTensor(stored, (rows, cols), config)
 
 
 def unquantizable(w: object, config: PVQConfig) -> str | None:

@@ -46,7 +46,8 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> str:
     lines = [
         f"model        {result['architecture']}, {result['parameters'] / 1e6:.2f} M parameters",
         f"quantized    {len(result['layers'])} layers, {result['weights'] / 1e6:.2f} M weights at "
-        f"{result['bits_per_weight']:.4f} bits (index, gain, scale, padding)",
+        f"{result['bits_per_weight']:.4f} bits (codes, scales, padding)",
+        f"codes        {', '.join(sorted({layer['description'] for layer in result['layers']}))}",
         f"on disk      {megabytes(result['nbytes_on_disk'])}: codes "
         f"{megabytes(result['quantized_nbytes'])}, dense parts {megabytes(result['dense_nbytes'])}",
         f"in memory    {megabytes(result['resident_nbytes'])} as prepared here; "
@@ -55,12 +56,11 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> str:
     if args.layers:
         lines += [
             "",
-            f"{'layer':<44}{'shape':>14}{'D':>5}{'K':>6}{'bits':>9}{'bytes':>12}{'resident':>12}",
+            f"{'layer':<44}{'shape':>14}  {'code':<24}{'bits':>9}{'bytes':>12}{'resident':>12}",
         ]
         lines += [
-            f"{layer['name']:<44}{'x'.join(map(str, layer['shape'])):>14}{layer['dim']:>5}"
-            f"{layer['pulses']:>6}{layer['bits_per_weight']:>9.4f}{layer['nbytes']:>12}"
-            f"{layer['resident_nbytes']:>12}"
+            f"{layer['name']:<44}{'x'.join(map(str, layer['shape'])):>14}  "
+            f"{layer['description']:<24}{layer['bits_per_weight']:>9.4f}{layer['nbytes']:>12}{layer['resident_nbytes']:>12}"
             for layer in result["layers"]
         ]
     return "\n".join(lines)
@@ -94,6 +94,7 @@ def _checkpoint(name: str, layout: str) -> dict[str, Any]:
                 "name": layer_name,
                 "kind": "linear" if isinstance(module, PVQLinear) else "embedding",
                 "shape": list(shape),
+                "description": module.config.code.describe(),
                 **module.config.to_dict(),
                 "bits_per_weight": 8 * module.nbytes / (shape[0] * shape[1]),
                 "nbytes": module.nbytes,

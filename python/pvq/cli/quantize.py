@@ -1,6 +1,7 @@
 """Quantize a dense checkpoint: every linear layer of the decoder, without calibration data."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from pvq.checkpoint import new_folder, write_model
 from pvq.cli.models import add_device, check_exists, chosen_device
-from pvq.codes.pyramid import GAIN_LAWS
-from pvq.config import ROTATIONS, PVQConfig
+from pvq.codes.pyramid import GAIN_LAWS, PyramidCode
+from pvq.codes.registry import CODES
+from pvq.config import DEFAULT_CODE, ROTATIONS, PVQConfig
 from pvq.quantize import quantize_model
 from pvq.report import Report, megabytes
 
@@ -18,41 +20,47 @@ HELP = "quantize a model and write a checkpoint"
 _SETTINGS = "\n".join(
     f"  --bits {bits}   {config.pulses:>2} pulses, {config.gain_bits} gain bits"
     for bits in (2.25, 2.75, 3.25, 3.75, 4.25)
-    for config in (PVQConfig(bits),)
+    for config in (PyramidCode.make(bits),)
 )
 EPILOG = f"""\
---bits counts the index and the gain of a group and shares them out for the least error; a 16-bit
-scale a row comes on top. At --dim 16:
+--code pyramid (the default) reaches any rate: --bits counts the index and the gain of a group and
+shares them out for the least error. At --dim 16:
 {_SETTINGS}
+--code table has --bits 2, 3 or 4, a byte for each group of weights, and is the fastest to run.
+A 16-bit scale a row comes on top.
 Patterns are those of a shell and match full module names.
 
 examples:
   pvq quantize meta-llama/Llama-3.1-8B llama-3.25b --bits 3.25
+  pvq quantize ./model ./out --code table --bits 2 --override '*.down_proj:bits=3'
   pvq quantize ./model ./out --bits 2.25 --override '*.down_proj:bits=3.25'
   pvq quantize ./model ./out --skip '*.layers.0.*' --embeddings --head
 """
+
+_CHOICES = ("dim", "pulses", "gain_bits", "gain_law", "quality")  # of codes, as options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of the command."""
     parser.add_argument("model", help="folder or hub name of the dense model")
     parser.add_argument("out", type=Path, help="folder to write; must be new or empty")
+    parser.add_argument("--code", choices=CODES, default=DEFAULT_CODE, help="what weights become")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--bits", type=float, help="bits a weight, such as 3.25 (default)")
-    rate.add_argument("--pulses", type=int, help="K, instead of --bits")
-    parser.add_argument("--dim", type=int, default=16, help="group size D (default 16)")
+    rate.add_argument("--pulses", type=int, help="K of the pyramid code, instead of --bits")
+    parser.add_argument("--dim", type=int, help="group size D of the pyramid code (default 16)")
     parser.add_argument(
         "--gain-bits",
         type=int,
         help="bits of a group's amplitude (default: the best share of --bits)",
     )
-    parser.add_argument("--gain-law", choices=GAIN_LAWS, default="lloyd", help="gain codebook")
+    parser.add_argument("--gain-law", choices=GAIN_LAWS, help="gain codebook (default lloyd)")
+    parser.add_argument(
+        "--quality", type=int, help="search effort of the pyramid code, 0 to 2 (default 1)"
+    )
     parser.add_argument("--rotation", choices=ROTATIONS, default="hadamard", help="of the input")
     parser.add_argument("--block", type=int, help="Hadamard block (default: from the layer)")
     parser.add_argument("--seed", type=int, default=0, help="of the rotation's signs")
-    parser.add_argument(
-        "--quality", type=int, default=1, help="search effort, 0 fast to 2 best (default 1)"
-    )
     parser.add_argument(
         "--skip", action="append", default=[], metavar="PATTERN", help="leave layers dense"
     )
@@ -79,16 +87,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     try:
         config = PVQConfig(
             args.bits,
-            dim=args.dim,
-            pulses=args.pulses,
-            gain_bits=args.gain_bits,
-            gain_law=args.gain_law,
+            code=args.code,
             rotation=args.rotation,
             block=args.block,
             seed=args.seed,
-            quality=args.quality,
+            **{name: getattr(args, name) for name in _CHOICES if getattr(args, name) is not None},
         )
-        overrides = dict(_parsed_override(text) for text in args.override)
+        overrides = _parsed_overrides(args.override, config)
     except ValueError as error:
         args.parser.error(str(error))
     check_exists(args.model)
@@ -115,6 +120,28 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> str:
     return f"{table}{report.summary()}\nwritten         {result['out']}, {megabytes(on_disk)}"
 
 
+def _parsed_overrides(texts: Sequence[str], config: PVQConfig) -> dict[str, dict[str, Any]]:
+    """The overrides in order; each must make sense after some of those before it.
+
+    Which of them meet in one layer is known only when the model is, and checked again then.
+    """
+    overrides: dict[str, dict[str, Any]] = {}
+    possible = [config]
+    for text in texts:
+        pattern, changes = _parsed_override(text)
+        results, errors = [], []
+        for base in possible:
+            try:
+                results.append(base.replace(**changes))
+            except (ValueError, TypeError) as error:
+                errors.append(error)
+        if not results:
+            raise ValueError(f"--override {text!r}: {errors[0]}")
+        possible += [result for result in results if result not in possible]
+        overrides[pattern] = overrides.get(pattern, {}) | changes
+    return overrides
+
+
 def _parsed_override(text: str) -> tuple[str, dict[str, Any]]:
     """``PATTERN:KEY=VALUE,...`` as a pattern and changes of the configuration."""
     pattern, colon, assignments = text.rpartition(":")
@@ -126,7 +153,6 @@ def _parsed_override(text: str) -> tuple[str, dict[str, Any]]:
         if not equals:
             raise ValueError(f"--override {text!r}: {assignment!r} is not KEY=VALUE")
         changes[key.strip().replace("-", "_")] = _parsed_value(value.strip())
-    PVQConfig().replace(**changes)
     return pattern, changes
 
 

@@ -1,20 +1,131 @@
-"""The code column: what a group of weights is stored as, one file for each code."""
+"""The code column: what the weights of a row are stored as, one file for each code.
 
-from typing import Protocol
+A code is a frozen dataclass whose fields are its choices: the numbers that a checkpoint must hold
+for its tensors to be read again. :mod:`pvq.codes.registry` knows all codes by name.
+"""
+
+from typing import Any, ClassVar, Protocol
 
 import torch
 
 Stored = dict[str, torch.Tensor]
 """The stored form of a matrix: its tensors by the name that they have in a checkpoint."""
 
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
+"""Shape and dtype of each tensor of a stored form."""
+
+
+class RunTimeForm(Protocol):
+    """A matrix as the product of one kind of device reads it fastest, made from the stored form.
+
+    Its tensors take the place of some stored ones, which can be made from them again bit for bit.
+    """
+
+    layout: ClassVar[str]
+    """Its name, as :meth:`pvq.PVQLinear.prepare` takes it."""
+    tensors: ClassVar[tuple[str, ...]]
+    """Names of its tensors."""
+    replaces: ClassVar[tuple[str, ...]]
+    """Names of the stored tensors that it makes superfluous."""
+
+    def of_stored(self, stored: Stored, shape: tuple[int, int]) -> Stored | None:
+        """The tensors of this form; ``None`` if this matrix would not survive the way back.
+
+        Raises:
+            RuntimeError: if the codes are damaged.
+        """
+        ...
+
+    def to_stored(self, held: Stored, shape: tuple[int, int]) -> Stored:
+        """The tensors that :attr:`replaces` names, from what a layer holds in this form."""
+        ...
+
+    def matmul(
+        self, x: torch.Tensor, held: Stored, rows: int, block: int, seed: int
+    ) -> torch.Tensor:
+        """The product of ``x`` [..., cols], rotated unless ``block`` is 0, with every row."""
+        ...
+
 
 class Code(Protocol):
-    """What a rounding method asks of a code."""
+    """What layers, rounding methods and checkpoints ask of a code."""
+
+    name: ClassVar[str]
+    """As configurations, checkpoints and the command line call it."""
+    tensors: ClassVar[tuple[str, ...]]
+    """Names of the stored tensors."""
+
+    @property
+    def bits(self) -> float:
+        """Bits a weight, without the row scale."""
+        ...
+
+    def replace(self, **changes: Any) -> "Code":
+        """The same code with other choices; ``bits`` asks for a rate.
+
+        Raises:
+            ValueError: on a choice that this code does not have, or a value that it refuses.
+        """
+        ...
+
+    def choices(self) -> dict[str, Any]:
+        """The fields, ready for JSON."""
+        ...
+
+    def describe(self) -> str:
+        """Name and choices in a few words, such as ``pyramid D=16 K=28 gain 3``."""
+        ...
+
+    def misfit(self, cols: int) -> str | None:
+        """Why rows of ``cols`` weights have no such code, and the way out; ``None`` if they do."""
+        ...
+
+    def layout(self, rows: int, cols: int) -> Layout:
+        """Shape and dtype of each stored tensor of a [rows, cols] matrix."""
+        ...
 
     def quantize(self, w: torch.Tensor) -> Stored:
-        """The nearest point to each group of the float32 matrix ``w`` [rows, cols]."""
+        """The points nearest to the float32 matrix ``w`` [rows, cols], rotated already."""
         ...
 
-    def dequantize(self, stored: Stored, cols: int, dtype: torch.dtype) -> torch.Tensor:
-        """The matrix [rows, cols] that ``stored`` decodes to."""
+    def dequantize(
+        self, stored: Stored, cols: int, dtype: torch.dtype, block: int = 0, seed: int = 0
+    ) -> torch.Tensor:
+        """The matrix [rows, cols] of ``stored``, rotated back unless ``block`` is 0.
+
+        Raises:
+            RuntimeError: if the codes are damaged.
+        """
         ...
+
+    def matmul(
+        self, x: torch.Tensor, stored: Stored, block: int = 0, seed: int = 0
+    ) -> torch.Tensor:
+        """The product of ``x`` [..., cols], rotated unless ``block`` is 0, with every row.
+
+        Raises:
+            RuntimeError: if the codes are damaged, or ``x`` has a dtype without a kernel.
+        """
+        ...
+
+    def run_time(self, device: torch.device) -> RunTimeForm | None:
+        """The form that products on ``device`` read faster than the stored one, if there is any."""
+        ...
+
+
+def empty_stored(
+    code: Code, rows: int, cols: int, device: torch.device | str | None = None
+) -> Stored:
+    """Uninitialised tensors of the stored form of a [rows, cols] matrix."""
+    return {
+        name: torch.empty(shape, dtype=dtype, device=device)
+        for name, (shape, dtype) in code.layout(rows, cols).items()
+    }
+
+
+def stored_nbytes(code: Code, rows: int, cols: int) -> int:
+    """Bytes of the stored form of a [rows, cols] matrix."""
+    return sum(
+        torch.Size(shape).numel() * dtype.itemsize
+        for shape, dtype in code.layout(rows, cols).values()
+    )

@@ -11,54 +11,144 @@ row_scale   bfloat16  [R]                           unit of the row's amplitudes
 =========== ========= ============================= ==========================================
 """
 
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
 
 import torch
 
 from pvq import _core
-from pvq.codes import Stored
+from pvq.arguments import check_bits, check_choice, check_int
+from pvq.codes import Layout, RunTimeForm, Stored
+from pvq.codes.planes import Planes
 from pvq.ops.code import packed_bytes
 
+MAX_DIM = 256
+MAX_PULSES = 4096
+MAX_GAIN_BITS = 8
+MAX_QUALITY = 2
 GAIN_LAWS = ("lloyd", "beta")
 
 # Mean square error of the best scalar quantizer of a standard normal with 2^i levels (Max 1960).
 _LLOYD_MAX = (1.0, 0.3634, 0.1175, 0.03455, 0.009501, 0.002505, 0.000644, 0.000163, 0.0000412)
-TENSORS = ("index", "gain", "row_scale")
-
-
 _AMPLITUDE_WEIGHT = 1.3
 
 
 @dataclass(frozen=True)
 class PyramidCode:
-    """The numbers that say how to write and read the stored form."""
+    """The numbers that say how to write and read the stored form.
+
+    Attributes:
+        dim: group size D, how many consecutive weights of a row form one vector; 2 to 256.
+        pulses: K, the L1 norm of the integer vector that stands for a group; 1 to 4096.
+        gain_bits: bits of a group's amplitude, 0 to 8.
+        gain_law: codebook of the amplitudes, ``"lloyd"`` (Lloyd-Max) or ``"beta"`` (quantiles),
+            both of the law that a group's amplitude has in a Gaussian row.
+        quality: effort of the search for the nearest point, 0 (fast) to 2 (best).
+    """
 
     dim: int
     pulses: int
     gain_bits: int
-    gain_law: str
+    gain_law: str = "lloyd"
     quality: int = 1
+
+    name: ClassVar[str] = "pyramid"
+    tensors: ClassVar[tuple[str, ...]] = ("index", "gain", "row_scale")
+
+    def __post_init__(self) -> None:
+        _check_dim(self.dim)
+        check_int("gain_bits", self.gain_bits, 0, MAX_GAIN_BITS)
+        check_int("pulses", self.pulses, 1, MAX_PULSES, "without a pulse there is no direction")
+        check_choice("gain_law", self.gain_law, GAIN_LAWS)
+        check_int("quality", self.quality, 0, MAX_QUALITY)
+
+    @classmethod
+    def make(
+        cls,
+        bits: float | None,
+        *,
+        dim: int = 16,
+        pulses: int | None = None,
+        gain_bits: int | None = None,
+        gain_law: str = "lloyd",
+        quality: int = 1,
+    ) -> "PyramidCode":
+        """The code of a rate, or of explicit choices.
+
+        Args:
+            bits: index and gain bits a weight, instead of ``pulses``; 3.25 if neither is given.
+            dim: see the class.
+            pulses: see the class.
+            gain_bits: ``None`` takes the best share of ``bits``, or 4 beside ``pulses``.
+            gain_law: see the class.
+            quality: see the class.
+
+        Raises:
+            ValueError: naming the argument, its value, what is possible and the way out.
+            TypeError: if an argument has the wrong type.
+        """
+        if bits is not None and pulses is not None:
+            raise ValueError(
+                f"bits={bits} and pulses={pulses} were both given: bits is a way to ask for "
+                "pulses, pass one of them"
+            )
+        _check_dim(dim)
+        if gain_bits is not None:
+            check_int("gain_bits", gain_bits, 0, MAX_GAIN_BITS)
+        if pulses is None:
+            pulses, gain_bits = _share_out(3.25 if bits is None else bits, dim, gain_bits)
+        return cls(dim, pulses, 4 if gain_bits is None else gain_bits, gain_law, quality)
 
     @property
     def index_bits(self) -> int:
         """Bits of one index; one word beyond the pyramid's points names the zero group."""
         return _core.index_bits(self.dim, self.pulses)
 
-    def layout(self, rows: int, cols: int) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    @property
+    def bits(self) -> float:
+        """Index and gain bits a weight, without the row scale."""
+        return (self.index_bits + self.gain_bits) / self.dim
+
+    def replace(self, **changes: Any) -> "PyramidCode":
+        """The same with other choices.
+
+        ``bits`` shares the rate out anew; ``dim`` alone keeps the rate as near as that dim allows.
+        """
+        if "dim" in changes and "pulses" not in changes and "bits" not in changes:
+            changes["bits"] = self.bits
+        kept = {"bits": None, **self.choices()}
+        if changes.get("bits") is not None:
+            del kept["pulses"], kept["gain_bits"]
+        return PyramidCode.make(**{**kept, **changes})
+
+    def choices(self) -> dict[str, Any]:
+        """The fields, ready for JSON."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """Name and choices in a few words."""
+        return f"pyramid D={self.dim} K={self.pulses} gain {self.gain_bits}"
+
+    def misfit(self, cols: int) -> str | None:
+        """Why rows of ``cols`` weights have no such code, and the way out."""
+        if cols % self.dim == 0:
+            return None
+        below = [d for d in range(self.dim, 1, -1) if cols % d == 0]
+        remedy = f"pass dim={below[0]} or " if below else ""
+        return (
+            f"{cols} columns are not a multiple of dim={self.dim}, and pvq never pads: "
+            f"{remedy}leave this layer dense"
+        )
+
+    def layout(self, rows: int, cols: int) -> Layout:
         """Shape and dtype of each stored tensor of a [rows, cols] matrix."""
         groups = cols // self.dim
         return {
             "index": ((rows, packed_bytes(groups, self.index_bits)), torch.uint8),
             "gain": ((rows, packed_bytes(groups, self.gain_bits)), torch.uint8),
             "row_scale": ((rows,), torch.bfloat16),
-        }
-
-    def empty(self, rows: int, cols: int, device: torch.device | str | None = None) -> Stored:
-        """Uninitialised tensors of the stored form."""
-        return {
-            name: torch.empty(shape, dtype=dtype, device=device)
-            for name, (shape, dtype) in self.layout(rows, cols).items()
         }
 
     def quantize(self, w: torch.Tensor) -> Stored:
@@ -78,11 +168,53 @@ class PyramidCode:
     ) -> torch.Tensor:
         """The matrix [rows, cols] of ``stored``, rotated back unless ``block`` is 0."""
         w: torch.Tensor = torch.ops.pvq.dequantize(
-            *(stored[name] for name in TENSORS),
-            *(self.dim, self.pulses, self.gain_bits, self.gain_law),
-            *(cols, dtype, block, seed),
+            *self._operands(stored), cols, dtype, block, seed
         )
         return w
+
+    def matmul(
+        self, x: torch.Tensor, stored: Stored, block: int = 0, seed: int = 0
+    ) -> torch.Tensor:
+        """The product of ``x`` [..., cols], rotated unless ``block`` is 0, with every row."""
+        y: torch.Tensor = torch.ops.pvq.matmul(x, *self._operands(stored), block, seed)
+        return y
+
+    def run_time(self, device: torch.device) -> RunTimeForm | None:
+        """Planes on the CPU."""
+        if device.type != "cpu":
+            return None
+        return Planes(self.dim, self.pulses, self.gain_bits, self.gain_law)
+
+    def _operands(self, stored: Stored) -> tuple[Any, ...]:
+        """What every operator takes of a stored matrix."""
+        numbers = (self.dim, self.pulses, self.gain_bits, self.gain_law)
+        return *(stored[name] for name in self.tensors), *numbers
+
+
+def _check_dim(dim: object) -> None:
+    check_int("dim", dim, 2, MAX_DIM, "a group needs at least two weights for a direction")
+
+
+@functools.cache
+def _share_out(bits: float, dim: int, gain_bits: int | None) -> tuple[int, int]:
+    """Pulses and gain bits of a rate; ``gain_bits`` is kept if it is given."""
+    check_bits(bits)
+    choices = range(MAX_GAIN_BITS + 1) if gain_bits is None else (gain_bits,)
+    low = (_core.index_bits(dim, 1) + choices[0]) / dim
+    high = (_core.index_bits(dim, MAX_PULSES) + choices[-1]) / dim
+    if not math.isfinite(bits) or not low <= bits <= high:
+        given = "" if gain_bits is None else f" and gain_bits={gain_bits}"
+        raise ValueError(
+            f"bits={bits} is out of reach with dim={dim}{given}: choose from {low:.4g} to "
+            f"{high:.4g}, or another dim"
+        )
+    budget = math.floor(bits * dim + 0.5)
+    shares = [
+        (most_pulses(dim, budget - gain, MAX_PULSES), gain)
+        for gain in choices
+        if _core.index_bits(dim, 1) <= budget - gain
+    ]
+    return min(shares, key=lambda share: expected_error(dim, *share))
 
 
 def most_pulses(dim: int, index_bits: int, limit: int) -> int:

@@ -1,0 +1,42 @@
+"""Checks of arguments: messages name the argument, its value and what was expected."""
+
+
+def check_int(name: str, value: object, low: int, high: int, why: str = "") -> None:
+    """Refuses what is no integer from ``low`` to ``high``.
+
+    Args:
+        name: of the argument.
+        value: to check.
+        low: smallest allowed.
+        high: largest allowed.
+        why: nothing smaller than ``low`` makes sense.
+
+    Raises:
+        TypeError: if ``value`` is no integer.
+        ValueError: if it is out of range.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, expected an integer from {low} to {high}")
+    if not low <= value <= high:
+        reason = f" ({why})" if why and value < low else ""
+        raise ValueError(f"{name} is {value}, expected {low} to {high}{reason}")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuses what is none of ``choices``.
+
+    Raises:
+        ValueError: naming them.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(map(repr, choices))}")
+
+
+def check_bits(bits: object) -> None:
+    """Refuses a rate that is no number.
+
+    Raises:
+        TypeError: if ``bits`` is no number.
+    """
+    if isinstance(bits, bool) or not isinstance(bits, int | float):
+        raise TypeError(f"bits is {bits!r}, expected a number of bits a weight such as 3.25")

@@ -1,0 +1,121 @@
+"""The pyramid-table code: a byte names one of 256 points, so the stored form is fast to read.
+
+Stored form of a matrix of R rows and n columns, n a multiple of 8:
+
+=========== ========= ================= =====================================================
+tensor      dtype     shape             content
+=========== ========= ================= =====================================================
+code        uint8     [R, n * bits / 8] 2 bits: a byte for 4 weights; 4 bits: a byte for 2;
+                                        3 bits: a byte for 4 magnitudes, then a sign bit each
+row_scale   bfloat16  [R]               weight = row_scale * table[byte] (at 3 bits, plus or
+                                        minus row_scale * (2 * table[byte] + 1))
+=========== ========= ================= =====================================================
+
+csrc/core/table_codes.h defines the tables and the bits; :func:`pvq._core.code_table` returns them.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from pvq.arguments import check_bits
+from pvq.codes import Layout, RunTimeForm, Stored
+
+WIDTHS = (2, 3, 4)
+STEP = 8  # columns come in multiples of it
+
+
+@dataclass(frozen=True)
+class TableCode:
+    """The pyramid-table code of one width.
+
+    Attributes:
+        bits: bits a weight, 2, 3 or 4.
+    """
+
+    bits: int
+
+    name: ClassVar[str] = "table"
+    tensors: ClassVar[tuple[str, ...]] = ("code", "row_scale")
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        if self.bits not in WIDTHS:
+            raise ValueError(
+                f"bits={self.bits} is out of reach with code='table', whose words are bytes: "
+                f"choose 2, 3 or 4, or code='pyramid'"
+            )
+        object.__setattr__(self, "bits", int(self.bits))
+
+    @classmethod
+    def make(cls, bits: float | None) -> "TableCode":
+        """The code of a rate.
+
+        Raises:
+            ValueError: if there is none, or no rate is given.
+            TypeError: if ``bits`` is no number.
+        """
+        if bits is None:
+            raise ValueError("code='table' needs bits: choose 2, 3 or 4")
+        return cls(bits)  # type: ignore[arg-type]  # checked there
+
+    def replace(self, **changes: Any) -> "TableCode":
+        """The same with other choices."""
+        return TableCode.make(**{**self.choices(), **changes})
+
+    def choices(self) -> dict[str, Any]:
+        """The fields, ready for JSON."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """Name and choices in a few words."""
+        return f"table {self.bits} bits"
+
+    def misfit(self, cols: int) -> str | None:
+        """Why rows of ``cols`` weights have no such code, and the way out."""
+        if cols % STEP == 0:
+            return None
+        return (
+            f"{cols} columns are not a multiple of {STEP}, which code='table' needs, and pvq never "
+            "pads: pass code='pyramid' or leave this layer dense"
+        )
+
+    def layout(self, rows: int, cols: int) -> Layout:
+        """Shape and dtype of each stored tensor of a [rows, cols] matrix."""
+        return {
+            "code": ((rows, cols * self.bits // 8), torch.uint8),
+            "row_scale": ((rows,), torch.bfloat16),
+        }
+
+    def quantize(self, w: torch.Tensor) -> Stored:
+        """The nearest points to ``w`` [rows, cols], with the row scale of least squared error."""
+        code, row_scale = torch.ops.pvq.table_quantize(w, self.bits)
+        return {"code": code, "row_scale": row_scale}
+
+    def dequantize(
+        self,
+        stored: Stored,
+        cols: int,
+        dtype: torch.dtype = torch.float32,
+        block: int = 0,
+        seed: int = 0,
+    ) -> torch.Tensor:
+        """The matrix [rows, cols] of ``stored``, rotated back unless ``block`` is 0."""
+        w: torch.Tensor = torch.ops.pvq.table_dequantize(
+            stored["code"], stored["row_scale"], self.bits, cols, dtype, block, seed
+        )
+        return w
+
+    def matmul(
+        self, x: torch.Tensor, stored: Stored, block: int = 0, seed: int = 0
+    ) -> torch.Tensor:
+        """The product of ``x`` [..., cols], rotated unless ``block`` is 0, with every row."""
+        y: torch.Tensor = torch.ops.pvq.table_matmul(
+            x, stored["code"], stored["row_scale"], self.bits, block, seed
+        )
+        return y
+
+    def run_time(self, device: torch.device) -> RunTimeForm | None:
+        """None: the stored form is the fast one."""
+        return None
