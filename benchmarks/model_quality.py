@@ -5,9 +5,9 @@
 
 For each rate: true bits a weight of the quantized layers and bytes of the whole model, read off
 the stored form, then perplexity, KL divergence from the original and top-1 agreement (windows as
-`pvq eval` states). The last column is a check: the increase that Gaussian noise of the same relative
-error, layer by layer, gives to the dense model. The rotation makes the code's error act like such
-noise, so the two should agree.
+`pvq eval` states). The last column is a check: the increase that Gaussian noise of the same
+relative error, layer by layer, gives to the dense model. The rotation makes the code's error act
+like such noise, so the two should agree.
 """
 
 from __future__ import annotations
