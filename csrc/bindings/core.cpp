@@ -6,6 +6,7 @@
 #include "core/count.h"
 #include "core/gain.h"
 #include "cpu/isa.h"
+#include "cpu/planes.h"
 #include "cuda/cuda.h"
 
 namespace py = pybind11;
@@ -57,6 +58,8 @@ PYBIND11_MODULE(_core, m) {
         "`pulses`; exact.");
   m.def("index_bits", &pvq::index_bits, py::arg("dim"), py::arg("pulses"),
         "Bits of a stored index: enough for N(dim, pulses) points and the zero group.");
+  m.def("plane_bits", &pvq::plane_bits, py::arg("dim"), py::arg("pulses"),
+        "Bits of an integer in the CPU's run-time planes: 4 or 8.");
   m.def("gain_levels", &gain_levels, py::arg("dim"), py::arg("cols"), py::arg("gain_bits"),
         py::arg("law"), "The 2**gain_bits amplitude levels in units of the row's root mean square.");
   m.def("build_info", &build_info, "What was built and what this machine offers, as a dict.");

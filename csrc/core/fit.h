@@ -1,8 +1,9 @@
 // The amplitudes of a row in its stored form: a level each (gain.h) times one scale.
 //
 // Codes and scale are fitted in turns, the least squares fit of each given the other, until neither
-// changes: the nearest level to amplitude / scale, then scale = sum(amplitude * level) / sum(level^2).
-// Sums are float64 in 32 interleaved partial sums (lanes.h): bit for bit the same on CPU and GPU.
+// changes: the nearest level to amplitude / scale, then scale = sum(amplitude * level) /
+// sum(level^2). Sums are float64 in 32 interleaved partial sums (lanes.h): bit for bit the same on
+// CPU and GPU.
 #pragma once
 
 #include <cstring>
@@ -20,7 +21,8 @@ struct Levels {
   int count;
 };
 
-// The level nearest to amplitude / scale, the lower one at a tie; -1 where zero is nearer. scale > 0.
+// The level nearest to amplitude / scale, the lower one at a tie; -1 where zero is nearer. scale >
+// 0.
 PVQ_HD inline int nearest_level(float amplitude, double scale, const Levels& levels) {
   const double twice = 2 * double(amplitude);
   if (twice < ieee::multiply(scale, double(levels.value[0]))) return -1;
@@ -28,8 +30,10 @@ PVQ_HD inline int nearest_level(float amplitude, double scale, const Levels& lev
   while (low < high) {
     const int middle = (low + high) / 2;
     const double edges = double(levels.value[middle]) + double(levels.value[middle + 1]);
-    if (twice > ieee::multiply(scale, edges)) low = middle + 1;
-    else high = middle;
+    if (twice > ieee::multiply(scale, edges))
+      low = middle + 1;
+    else
+      high = middle;
   }
   return low;
 }

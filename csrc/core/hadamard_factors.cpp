@@ -103,9 +103,9 @@ std::vector<int8_t> paley_two(int m) {
 }
 
 // The first rows a, b, c, d of four symmetric circulants of order n with
-// A^2 + B^2 + C^2 + D^2 = 4 n I: bit i - 1 is set where entry i (= entry n - i) is -1, entry 0 is 1.
-// Found by matching pairs: normalised like this a_i b_i c_i d_i = -1 (Williamson), so the pairs
-// (a, b) and (c, d) of complementary product are searched for opposite autocorrelations.
+// A^2 + B^2 + C^2 + D^2 = 4 n I: bit i - 1 is set where entry i (= entry n - i) is -1, entry 0
+// is 1. Found by matching pairs: normalised like this a_i b_i c_i d_i = -1 (Williamson), so the
+// pairs (a, b) and (c, d) of complementary product are searched for opposite autocorrelations.
 struct WilliamsonRows {
   int n;
   uint32_t negative[4];
@@ -113,6 +113,8 @@ struct WilliamsonRows {
 constexpr WilliamsonRows kWilliamson[] = {
     {23, {0x0ae, 0x434, 0x589, 0x6ec}},
     {29, {0x16e2, 0x16e5, 0x1a38, 0x25c0}},
+    {39, {0x26b7e, 0x2fb92, 0x15e6e, 0x6317d}},
+    {43, {0x9af63, 0xdc708, 0x192f1, 0x1a0565}},
 };
 
 const WilliamsonRows* find_williamson(int m) {
@@ -139,8 +141,8 @@ std::vector<int8_t> williamson(const WilliamsonRows& rows) {
 }
 
 std::vector<int8_t> sylvester(int m) {
-  return from_entries(
-      m, [](int row, int col) { return __builtin_popcount(row & col) % 2 ? -1 : 1; });
+  return from_entries(m,
+                      [](int row, int col) { return __builtin_popcount(row & col) % 2 ? -1 : 1; });
 }
 
 bool is_power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
@@ -167,7 +169,8 @@ bool split_hadamard_block(int64_t block, HadamardSplit* split) {
   const int twos = __builtin_ctzll(static_cast<unsigned long long>(block));
   const int odd = static_cast<int>(block >> twos);
   const HadamardSplit result = odd == 1 ? HadamardSplit{1, twos} : HadamardSplit{4 * odd, twos - 2};
-  if (result.log2 < 0 || result.log2 > kMaxHadamardPower || !has_factor(result.factor)) return false;
+  if (result.log2 < 0 || result.log2 > kMaxHadamardPower || !has_factor(result.factor))
+    return false;
   *split = result;
   return true;
 }

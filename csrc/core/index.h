@@ -2,8 +2,8 @@
 //
 // Three speeds of the same order: fixed sizes of 8, 16 and 32 coordinates in one 64-bit word
 // (templates, leaves from a table), any size in one word, and any size at all. The last takes its
-// capacity in limbs as a template argument, at least the pyramid's `limbs`: a GPU pays for the local
-// memory of every thread it could run.
+// capacity in limbs as a template argument, at least the pyramid's `limbs`: a GPU pays for the
+// local memory of every thread it could run.
 #pragma once
 
 #include "core/leaf.h"
@@ -12,7 +12,8 @@
 
 namespace pvq {
 
-// --- one word ---------------------------------------------------------------------------------------
+// --- one word
+// ---------------------------------------------------------------------------------------
 
 struct NodeIndex {
   int left_pulses;
@@ -149,10 +150,11 @@ PVQ_HD inline Ranked rank_fixed(const PyramidView& p, int level, const int16_t* 
   }
 }
 
-// --- any size ---------------------------------------------------------------------------------------
+// --- any size
+// ---------------------------------------------------------------------------------------
 
-PVQ_HD inline void add_split_products(const PyramidView& p, const LevelView& level, int k,
-                                      int i, uint32_t* sum, int n) {
+PVQ_HD inline void add_split_products(const PyramidView& p, const LevelView& level, int k, int i,
+                                      uint32_t* sum, int n) {
   const LevelView& left = p.level[level.left_level];
   const LevelView& right = p.level[level.right_level];
   limbs::add_product(sum, n, left.counts + size_t(i) * left.limbs, left.limbs,
@@ -165,8 +167,10 @@ PVQ_HD inline int split_root(const PyramidView& p, uint32_t* index) {
   int low = 0, high = p.pulses;
   while (low < high) {
     const int middle = (low + high + 1) / 2;
-    if (limbs::compare(p.root_offsets + size_t(middle) * n, n, index, n) <= 0) low = middle;
-    else high = middle - 1;
+    if (limbs::compare(p.root_offsets + size_t(middle) * n, n, index, n) <= 0)
+      low = middle;
+    else
+      high = middle - 1;
   }
   limbs::subtract(index, n, p.root_offsets + size_t(low) * n, n);
   return low;
@@ -207,7 +211,8 @@ PVQ_HD inline void unrank_wide(const PyramidView& p, const uint32_t* index, int1
     limbs::copy(rest, n, node.index, n);
     const int j = node.level == 0 ? split_root(p, rest) : split_wide<kCapacity>(p, here, k, rest);
     const LevelView& right = p.level[here.right_level];
-    limbs::divide<kCapacity>(rest, n, right.counts + size_t(k - j) * right.limbs, right.limbs, quotient);
+    limbs::divide<kCapacity>(rest, n, right.counts + size_t(k - j) * right.limbs, right.limbs,
+                             quotient);
     const int right_level = here.right_level, left_level = here.left_level;
     Pending& second = stack[depth++];
     second.level = right_level, second.pulses = k - j;
@@ -221,8 +226,9 @@ PVQ_HD inline void unrank_wide(const PyramidView& p, const uint32_t* index, int1
 
 // index [p.limbs] = the rank of a point y.
 //
-// rank(node) = offset + rank(left) * N(right) + rank(right) adds the right half's rank to the node's
-// own sum, so only left halves need a sum of their own: one for each node that waits for its left.
+// rank(node) = offset + rank(left) * N(right) + rank(right) adds the right half's rank to the
+// node's own sum, so only left halves need a sum of their own: one for each node that waits for its
+// left.
 template <int kCapacity>
 PVQ_HD inline void rank_wide(const PyramidView& p, const int16_t* y, uint32_t* index) {
   struct Waiting {

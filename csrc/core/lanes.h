@@ -1,9 +1,10 @@
 // What an algorithm asks of the threads that share a vector, and its form for one thread.
 //
 // The search (project.h) and the fit (fit.h) are written once, over a type `Lanes` that spreads a
-// vector over one thread (here) or over several of the GPU (cuda/lanes.cuh). Floating-point sums are
-// the same in every form, because their order is part of the definition: interleaved partial sums,
-// term i to partial i % n, then a tree that adds partial l + n/2 to l, then l + n/4, ... l + 1.
+// vector over one thread (here) or over several of the GPU (cuda/lanes.cuh). Floating-point sums
+// are the same in every form, because their order is part of the definition: interleaved partial
+// sums, term i to partial i % n, then a tree that adds partial l + n/2 to l, then l + n/4, ... l
+// + 1.
 //
 // A Lanes type for vectors of `dim` coordinates has
 //   Values                 one float a coordinate; a thread sees its own coordinates as slots

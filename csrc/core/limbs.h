@@ -81,8 +81,8 @@ PVQ_HD inline void add_product(uint32_t* a, int n, const uint32_t* b, int nb, co
   }
 }
 
-// quotient = a / b and a = a mod b, for b > 0; quotient has n <= kCapacity limbs. Schoolbook division
-// (Knuth, The Art of Computer Programming 2, algorithm 4.3.1 D), normalised by a shift.
+// quotient = a / b and a = a mod b, for b > 0; quotient has n <= kCapacity limbs. Schoolbook
+// division (Knuth, The Art of Computer Programming 2, algorithm 4.3.1 D), normalised by a shift.
 template <int kCapacity>
 PVQ_HD inline void divide(uint32_t* a, int n, const uint32_t* b, int nb, uint32_t* quotient) {
   const int na = length(a, n);

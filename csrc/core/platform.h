@@ -1,5 +1,5 @@
-// Functions marked PVQ_HD are compiled for the CPU and, by nvcc, for the GPU as well: what both must
-// agree on bit for bit is written once.
+// Functions marked PVQ_HD are compiled for the CPU and, by nvcc, for the GPU as well: what both
+// must agree on bit for bit is written once.
 #pragma once
 
 #include <stddef.h>

@@ -7,8 +7,8 @@
 //   2. sqrt is concave, so a point with a smaller ||y - lambda x|| than y at lambda = ||y||^2 / x.y
 //      has a larger cosine than y, and the best point of all minimises that distance at its own
 //      lambda (derived here). Per pulse the distance separates: with the residual c = lambda a - y,
-//      moving a pulse from i to j pays iff c_j - c_i > 1, and the best move is argmax c to argmin c.
-//      Such moves, lambda renewed after each, end in a fixed point.
+//      moving a pulse from i to j pays iff c_j - c_i > 1, and the best move is argmax c to argmin
+//      c. Such moves, lambda renewed after each, end in a fixed point.
 //   3. The optimum is one of the minimisers over all lambda, so trying several lambda around the
 //      fixed point's finds better ones where the search ended early (quality 2).
 //
@@ -115,10 +115,12 @@ struct Search {
 
   // Every move shortens a distance, so the loops end by themselves but for rounding: hence the cap.
   PVQ_HD void settle() {
-    for (int i = 0; i < 2 * lanes.dim() && move(lambda()); ++i) {}
+    for (int i = 0; i < 2 * lanes.dim() && move(lambda()); ++i) {
+    }
   }
   PVQ_HD void settle_at(float lambda) {
-    for (int i = 0; i < 2 * lanes.dim() && move(lambda); ++i) {}
+    for (int i = 0; i < 2 * lanes.dim() && move(lambda); ++i) {
+    }
   }
 
   // Settles from several lambda and keeps the best point.

@@ -173,8 +173,8 @@ PyramidView Pyramid::relocated(uintptr_t base, std::vector<char>* bytes, size_t*
   const int leaf_rows = std::min(view_.pulses, kLeafPulses) + 1;
   const LeafTable& leaves = leaf_table();
   moved.leaf_start = place(leaves.start.data(), leaf_rows);
-  moved.leaf_points = place(leaves.points.data(),
-                            leaves.start[leaf_rows - 1] + leaf::count(4, leaf_rows - 1));
+  moved.leaf_points =
+      place(leaves.points.data(), leaves.start[leaf_rows - 1] + leaf::count(4, leaf_rows - 1));
   return moved;
 }
 

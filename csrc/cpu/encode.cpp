@@ -87,8 +87,13 @@ bool check_points(const int16_t* y, int64_t count, int dim, int pulses, int64_t*
 
 RowQuantizer::RowQuantizer(const Pyramid& pyramid, int64_t cols, int gain_bits,
                            const std::vector<float>& levels, int quality)
-    : pyramid_(pyramid), cols_(cols), gain_bits_(gain_bits), quality_(quality), levels_(levels),
-      y_(cols), amplitude_(cols / pyramid.view().dim) {}
+    : pyramid_(pyramid),
+      cols_(cols),
+      gain_bits_(gain_bits),
+      quality_(quality),
+      levels_(levels),
+      y_(cols),
+      amplitude_(cols / pyramid.view().dim) {}
 
 bool RowQuantizer::operator()(const float* w, const RowCode& out) {
   const PyramidView& p = pyramid_.view();

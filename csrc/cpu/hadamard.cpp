@@ -3,6 +3,7 @@
 
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -16,7 +17,38 @@ namespace pvq {
 namespace hadamard {
 namespace {
 
-// One lane; the compiler vectorises the strided passes.
+float widen(BFloat16 x) { return std::bit_cast<float>(uint32_t{x.bits} << 16); }
+// The exponents of float16's normal numbers are rebased by a multiplication, which also gives its
+// subnormal ones; infinities and NaNs get the largest exponent.
+float widen(Float16 x) {
+  const uint32_t magnitude = x.bits & 0x7FFFu, sign = (x.bits & 0x8000u) << 16;
+  const float rebased = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
+  const uint32_t special = magnitude >= 0x7C00u ? 0x7F800000u : 0u;
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(rebased) | special | sign);
+}
+
+// Round to nearest even; a NaN stays one by setting its quiet bit.
+void narrow(float v, BFloat16* p) {
+  const uint32_t bits = std::bit_cast<uint32_t>(v);
+  const uint32_t rounded = v != v ? bits | 0x400000u : bits + 0x7FFFu + (bits >> 16 & 1);
+  p->bits = static_cast<uint16_t>(rounded >> 16);
+}
+void narrow(float v, Float16* p) {
+  const uint32_t bits = std::bit_cast<uint32_t>(v), magnitude = bits & 0x7FFFFFFFu;
+  uint32_t half;
+  if (magnitude > 0x7F800000u) {
+    half = 0x7E00u | (magnitude >> 13 & 0x3FFu);
+  } else if (magnitude >= 0x477FF000u) {  // 65520 and more round to infinity
+    half = 0x7C00u;
+  } else if (magnitude < 0x38800000u) {  // below 2^-14: the addition rounds to multiples of 2^-24
+    half = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3F000000u;
+  } else {
+    half = (magnitude + 0xFFFu + (magnitude >> 13 & 1) - 0x38000000u) >> 13;
+  }
+  p->bits = static_cast<uint16_t>(half | (bits >> 16 & 0x8000u));
+}
+
+// One lane, for 2^k below four, and for float64.
 template <class T>
 struct Scalar {
   using Real = T;
@@ -24,46 +56,68 @@ struct Scalar {
   static constexpr int kLog2Width = 0, kLog2Registers = 3;
 
   static T load(const T* p) { return *p; }
-  static T load(const BFloat16* p) { return std::bit_cast<float>(uint32_t{p->bits} << 16); }
-  // The exponents of float16's normal numbers are rebased by a multiplication, which also gives its
-  // subnormal ones; infinities and NaNs get the largest exponent.
-  static T load(const Float16* p) {
-    const uint32_t magnitude = p->bits & 0x7FFFu, sign = (p->bits & 0x8000u) << 16;
-    const float rebased = std::bit_cast<float>(magnitude << 13) * 0x1p112f;
-    const uint32_t special = magnitude >= 0x7C00u ? 0x7F800000u : 0u;
-    return std::bit_cast<float>(std::bit_cast<uint32_t>(rebased) | special | sign);
+  template <class Element>
+  static T load(const Element* p) {
+    return widen(*p);
   }
-
   static void store(T* p, T v) { *p = v; }
-  // Round to nearest even; a NaN stays one by setting its quiet bit.
-  static void store(BFloat16* p, T v) {
-    const uint32_t bits = std::bit_cast<uint32_t>(v);
-    const uint32_t rounded = v != v ? bits | 0x400000u : bits + 0x7FFFu + (bits >> 16 & 1);
-    p->bits = static_cast<uint16_t>(rounded >> 16);
+  template <class Element>
+  static void store(Element* p, T v) {
+    narrow(v, p);
   }
-  static void store(Float16* p, T v) {
-    const uint32_t bits = std::bit_cast<uint32_t>(v), magnitude = bits & 0x7FFFFFFFu;
-    uint32_t half;
-    if (magnitude > 0x7F800000u) {
-      half = 0x7E00u | (magnitude >> 13 & 0x3FFu);
-    } else if (magnitude >= 0x477FF000u) {  // 65520 and more round to infinity
-      half = 0x7C00u;
-    } else if (magnitude < 0x38800000u) {  // below 2^-14: the addition rounds to multiples of 2^-24
-      half = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3F000000u;
-    } else {
-      half = (magnitude + 0xFFFu + (magnitude >> 13 & 1) - 0x38000000u) >> 13;
-    }
-    p->bits = static_cast<uint16_t>(half | (bits >> 16 & 0x8000u));
-  }
-
-  static T broadcast(float x) { return x; }
-  static T broadcast(double x) { return static_cast<T>(x); }
+  static T broadcast(T x) { return x; }
   static T add(T a, T b) { return a + b; }
   static T subtract(T a, T b) { return a - b; }
   static T multiply(T a, T b) { return a * b; }
   static T add_signed(T sum, T sign, T v) { return sum + sign * v; }
   static T negate(T v, uint32_t bits) { return bits & 1 ? -v : v; }
   static T butterflies_within(T v) { return v; }
+};
+
+// Four lanes: what every processor has, through the compiler's vector types.
+struct Four {
+  using Real = float;
+  using Reg = float __attribute__((vector_size(16)));
+  using Bits = uint32_t __attribute__((vector_size(16)));
+  using Halves = uint16_t __attribute__((vector_size(8)));
+  static constexpr int kLog2Width = 2, kLog2Registers = 3;
+
+  static Reg load(const float* p) {
+    Reg v;
+    std::memcpy(&v, p, sizeof(v));
+    return v;
+  }
+  static Reg load(const Float16* p) {
+    return Reg{widen(p[0]), widen(p[1]), widen(p[2]), widen(p[3])};
+  }
+  static Reg load(const BFloat16* p) {
+    Halves halves;
+    std::memcpy(&halves, p, sizeof(halves));
+    return (Reg)(__builtin_convertvector(halves, Bits) << 16);
+  }
+  static void store(float* p, Reg v) { std::memcpy(p, &v, sizeof(v)); }
+  static void store(Float16* p, Reg v) {
+    for (int i = 0; i < 4; ++i) narrow(v[i], p + i);
+  }
+  static void store(BFloat16* p, Reg v) {  // narrow, four times
+    const Bits bits = (Bits)v, nan = (Bits)(v != v);
+    const Bits rounded = bits + 0x7FFFu + (bits >> 16 & 1);
+    const Bits high = ((nan & (bits | 0x400000u)) | (~nan & rounded)) >> 16;
+    const Halves halves = __builtin_convertvector(high, Halves);
+    std::memcpy(p, &halves, sizeof(halves));
+  }
+  static Reg broadcast(float x) { return Reg{x, x, x, x}; }
+  static Reg add(Reg a, Reg b) { return a + b; }
+  static Reg subtract(Reg a, Reg b) { return a - b; }
+  static Reg multiply(Reg a, Reg b) { return a * b; }
+  static Reg add_signed(Reg sum, Reg sign, Reg v) { return sum + sign * v; }
+  static Reg negate(Reg v, uint32_t bits) {
+    return (Reg)((Bits)v ^ Bits{bits << 31, bits >> 1 << 31, bits >> 2 << 31, bits >> 3 << 31});
+  }
+  static Reg butterflies_within(Reg v) {
+    v = Reg{v[1], v[0], v[3], v[2]} + Reg{1, -1, 1, -1} * v;
+    return Reg{v[2], v[3], v[0], v[1]} + Reg{1, 1, -1, -1} * v;
+  }
 };
 
 // The terms of H_m (or of its transpose) as hadamard_kernel.h numbers them.
@@ -98,6 +152,7 @@ void choose(const Plan& plan, const Job<Element, float>& job) {
   if (cpu_isa() >= Isa::kAvx512 && plan.log2 >= kLog2WidthAvx512) return run_avx512(plan, job);
   if (cpu_isa() >= Isa::kAvx2 && plan.log2 >= kLog2WidthAvx2) return run_avx2(plan, job);
 #endif
+  if (plan.log2 >= Four::kLog2Width) return Passes<Four>::run(plan, job);
   Passes<Scalar<float>>::run(plan, job);
 }
 

@@ -6,7 +6,8 @@
 // s the signs of the block's columns (core/signs.h).
 //
 // Every instruction set adds in the same order, so results do not depend on it: the 2^k part first,
-// butterflies of distance 1, 2, 4, ..., then H_m. The factor 1 / sqrt(block) is applied to the input.
+// butterflies of distance 1, 2, 4, ..., then H_m. The factor 1 / sqrt(block) is applied to the
+// input.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The block Hadamard transform with AVX2: 8 lanes, 8 registers across, so a pass takes 6 stages of a
-// contiguous piece or 3 strided ones.
+// The block Hadamard transform with AVX2: 8 lanes, 8 registers across, so a pass takes 6 stages of
+// a contiguous piece or 3 strided ones.
 #ifdef PVQ_X86
 
 #include <immintrin.h>

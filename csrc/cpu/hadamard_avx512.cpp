@@ -1,5 +1,5 @@
-// The block Hadamard transform with AVX-512: 16 lanes, 16 registers across, so a pass takes 8 stages
-// of a contiguous piece or 4 strided ones.
+// The block Hadamard transform with AVX-512: 16 lanes, 16 registers across, so a pass takes 8
+// stages of a contiguous piece or 4 strided ones.
 #ifdef PVQ_X86
 
 // gcc 12 takes its own intrinsics' undefined operands for a mistake (gcc bug 105593).
@@ -50,8 +50,7 @@ struct Avx512 {
 
   static Reg negate(Reg v, uint32_t bits) {
     const __m512i raw = _mm512_castps_si512(v), sign = _mm512_set1_epi32(INT32_MIN);
-    return _mm512_castsi512_ps(
-        _mm512_mask_xor_epi32(raw, static_cast<__mmask16>(bits), raw, sign));
+    return _mm512_castsi512_ps(_mm512_mask_xor_epi32(raw, static_cast<__mmask16>(bits), raw, sign));
   }
 
   // swapped + (+-1) v, minus in the upper lane of each pair.

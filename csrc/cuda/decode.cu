@@ -1,11 +1,11 @@
 // Unranking on the GPU: points and weights of a stored matrix.
 //
-// A block takes a tile of groups (tiles.cuh) through three steps: its bytes of the streams to shared
-// memory; one thread a group unranks its index (core/index.h) and leaves the point in shared memory,
-// with what the gain and the row's scale make of it; the block writes points or weights, neighbouring
-// threads neighbouring addresses. For D = 8, 16 and 32 in one word the rows of splits stand in shared
-// memory too (2 to 76 KB): their lookups scatter, which shared memory serves several times faster
-// than the cache.
+// A block takes a tile of groups (tiles.cuh) through three steps: its bytes of the streams to
+// shared memory; one thread a group unranks its index (core/index.h) and leaves the point in shared
+// memory, with what the gain and the row's scale make of it; the block writes points or weights,
+// neighbouring threads neighbouring addresses. For D = 8, 16 and 32 in one word the rows of splits
+// stand in shared memory too (2 to 76 KB): their lookups scatter, which shared memory serves
+// several times faster than the cache.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -47,7 +47,8 @@ __host__ __device__ constexpr int point_stride(int dim) {
   return (dim + 7) / 8 * 8 + (dim > 8 ? 8 : 0);
 }
 
-// --- one group --------------------------------------------------------------------------------------
+// --- one group
+// --------------------------------------------------------------------------------------
 
 enum class Word { kPoint, kZero, kIllegal };
 
@@ -208,7 +209,8 @@ __device__ float scale_of(const DecodeTask& task, const float* level, const Unra
                       ieee::root(float(unranked.squared_norm)));
 }
 
-// --- writing ----------------------------------------------------------------------------------------
+// --- writing
+// ----------------------------------------------------------------------------------------
 
 struct Points {
   const int16_t* y;    // [count, point_stride(dim)] in shared memory
@@ -249,11 +251,12 @@ __device__ void write(const Points& points, int dim, T* out) {
   }
 }
 
-// --- kernels ----------------------------------------------------------------------------------------
+// --- kernels
+// ----------------------------------------------------------------------------------------
 
 template <class Unrank>
 __global__ void __launch_bounds__(Unrank::kThreads, Unrank::kResident)
-decode_kernel(const __grid_constant__ DecodeTask task, const __grid_constant__ PyramidView p) {
+    decode_kernel(const __grid_constant__ DecodeTask task, const __grid_constant__ PyramidView p) {
   // Tables, then points, then the stream.
   extern __shared__ uint4 memory[];
   __shared__ float scale[Unrank::kThreads], level[1 << kMaxGainBits];
@@ -307,7 +310,7 @@ struct CheckTask {
 constexpr int kCheckThreads = 128;
 
 __global__ void __launch_bounds__(kCheckThreads)
-check_kernel(const __grid_constant__ CheckTask task, const __grid_constant__ PyramidView p) {
+    check_kernel(const __grid_constant__ CheckTask task, const __grid_constant__ PyramidView p) {
   extern __shared__ uint32_t stream[];
   for (unsigned i = blockIdx.x; i < task.tiling.tiles(); i += gridDim.x) {
     const Tile tile = task.tiling.tile(i);
@@ -321,7 +324,8 @@ check_kernel(const __grid_constant__ CheckTask task, const __grid_constant__ Pyr
   }
 }
 
-// --- launches ---------------------------------------------------------------------------------------
+// --- launches
+// ---------------------------------------------------------------------------------------
 
 template <class Unrank>
 cudaError_t launch(DecodeTask task, int64_t rows, const PyramidDevice& pyramid,
@@ -366,12 +370,12 @@ int decode_cuda(const IndexStreams& streams, int16_t* y, void* stream) {
   return decode(task, streams.rows, *streams.pyramid, stream);
 }
 
-int dequantize_cuda(const CodeView& code, WeightType type, void* w, void* stream) {
+int dequantize_cuda(const CodeView& code, RealType type, void* w, void* stream) {
   DecodeTask task{};
   task.index = code.index, task.groups = code.cols / code.dim;
-  task.output = type == WeightType::kFloat32   ? Output::kFloat32
-                : type == WeightType::kFloat16 ? Output::kFloat16
-                                               : Output::kBFloat16;
+  task.output = type == RealType::kFloat32   ? Output::kFloat32
+                : type == RealType::kFloat16 ? Output::kFloat16
+                                             : Output::kBFloat16;
   task.out = w;
   task.gain = code.gain, task.row_scale = code.row_scale, task.gain_bits = code.gain_bits;
   std::copy_n(code.levels, size_t(1) << code.gain_bits, task.level);
@@ -383,9 +387,8 @@ int check_codes_cuda(const IndexStreams& streams, const Refusal& refusal, void* 
   const PyramidDevice* pyramid = nullptr;
   if (const int error = pyramid_device(*streams.pyramid, &pyramid)) return error;
   const PyramidView& p = pyramid->view;
-  const CheckTask task = {streams.index,
-                          Tiling(streams.rows, streams.groups, p.index_bits, kCheckThreads),
-                          refusal};
+  const CheckTask task = {
+      streams.index, Tiling(streams.rows, streams.groups, p.index_bits, kCheckThreads), refusal};
   const size_t shared_bytes = sizeof(uint32_t) * stream_words(task.tiling.tile_bytes());
   int grid = 0;
   const cudaError_t error =

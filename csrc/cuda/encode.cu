@@ -1,8 +1,8 @@
 // Ranking of points and packing of their indices on the GPU.
 //
-// A thread ranks a group and leaves its index in shared memory as 32-bit limbs; then the block writes
-// the tile's bytes, each put together from the indices that share it, so that no two threads write
-// the same byte and the streams need no zeroing.
+// A thread ranks a group and leaves its index in shared memory as 32-bit limbs; then the block
+// writes the tile's bytes, each put together from the indices that share it, so that no two threads
+// write the same byte and the streams need no zeroing.
 #include <cuda_runtime.h>
 
 #include "core/index.h"
@@ -86,7 +86,7 @@ __device__ uint8_t pack_byte(const uint32_t* indices, const PyramidView& p, int 
 
 template <class Rank>
 __global__ void __launch_bounds__(Rank::kThreads)
-encode_kernel(const __grid_constant__ EncodeTask task, const __grid_constant__ PyramidView p) {
+    encode_kernel(const __grid_constant__ EncodeTask task, const __grid_constant__ PyramidView p) {
   extern __shared__ uint32_t indices[];  // [kThreads, limbs]
   const LevelView& root = p.level[0];
   const uint32_t* zero_index = root.counts + size_t(p.pulses) * root.limbs;
@@ -116,9 +116,9 @@ encode_kernel(const __grid_constant__ EncodeTask task, const __grid_constant__ P
 
 template <class Rank>
 cudaError_t launch(const EncodeCuda& task, const PyramidView& p, cudaStream_t stream) {
-  const EncodeTask kernel_task = {
-      task.y, task.index, Tiling(task.rows, task.groups, p.index_bits, Rank::kThreads),
-      task.refusal};
+  const EncodeTask kernel_task = {task.y, task.index,
+                                  Tiling(task.rows, task.groups, p.index_bits, Rank::kThreads),
+                                  task.refusal};
   const size_t shared_bytes = size_t(Rank::kThreads) * p.limbs * sizeof(uint32_t);
   int grid = 0;
   const cudaError_t error =

@@ -1,18 +1,17 @@
-// From vectors to the stored form on the GPU: the functions of cpu/encode.h over device pointers and
-// a stream (a cudaStream_t as void*), with the same results bit for bit. They launch and return a
-// cudaError_t; none waits, and none allocates but the tables of a pyramid new to the device.
+// From vectors to the stored form on the GPU: the functions of cpu/encode.h over device pointers
+// and a stream (a cudaStream_t as void*), with the same results bit for bit. They launch and return
+// a cudaError_t; none waits, and none allocates but the tables of a pyramid new to the device.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "cuda/real_type.h"
 #include "cuda/refusal.h"
 
 namespace pvq {
 
 class Pyramid;
-
-enum class RealType { kFloat32, kFloat16, kBFloat16 };
 
 // y [count, dim] nearest to x [count, dim]; zero, and the vector reported, where x holds NaN or
 // infinity.
@@ -21,15 +20,15 @@ struct NearestCuda {
   RealType type;
   int64_t count;
   int dim, pulses, quality;
-  int16_t* y;         // 16-byte aligned
-  float* amplitude;   // [count], or null: of the vector along y, NaN where it is reported
-  Refusal refusal;    // in vectors, of which those of this task begin at `first`
+  int16_t* y;        // 16-byte aligned
+  float* amplitude;  // [count], or null: of the vector along y, NaN where it is reported
+  Refusal refusal;   // in vectors, of which those of this task begin at `first`
   int64_t first;
 };
 int nearest_cuda(const NearestCuda& task, void* stream);
 
-// index [rows, stride] of y [rows, groups, dim]; the zero group's, and the group reported, where y is
-// neither a point nor zero.
+// index [rows, stride] of y [rows, groups, dim]; the zero group's, and the group reported, where y
+// is neither a point nor zero.
 struct EncodeCuda {
   const Pyramid* pyramid;
   const int16_t* y;  // 16-byte aligned

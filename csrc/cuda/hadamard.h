@@ -13,7 +13,7 @@ struct HadamardCuda {
   void* out;       // likewise; in == out is allowed, partial overlap is not
   HadamardType type;
   int64_t size;  // rows * cols
-  int64_t cols;  // a multiple of block
+  int64_t cols;  // a multiple of block, below 2^31
   int block;     // supported (split_hadamard_block)
   bool has_signs;
   uint64_t seed;  // of the signs

@@ -1,7 +1,7 @@
-// Several threads of a warp that share a vector: the forms of core/lanes.h for the GPU. Every thread
-// of a group gets the same results, with the bits that one thread alone would get: the partial sums
-// belong to the threads, and exchanging with the thread whose number differs in one bit adds them in
-// the tree's order (an addition's operands may be swapped).
+// Several threads of a warp that share a vector: the forms of core/lanes.h for the GPU. Every
+// thread of a group gets the same results, with the bits that one thread alone would get: the
+// partial sums belong to the threads, and exchanging with the thread whose number differs in one
+// bit adds them in the tree's order (an addition's operands may be swapped).
 #pragma once
 
 #include <limits>

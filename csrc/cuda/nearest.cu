@@ -1,9 +1,9 @@
-// The search of core/project.h on the GPU: one thread a vector, its arrays in registers, for vectors
-// of 8, 16 and 32 coordinates; half a warp a vector for all others.
+// The search of core/project.h on the GPU: one thread a vector, its arrays in registers, for
+// vectors of 8, 16 and 32 coordinates; half a warp a vector for all others.
 //
 // Counted on D = 16, K = 28, quality 1: about 8 pulses are placed one by one and 2 moved, some 16
-// instructions a coordinate and pulse, hence 200 instructions a weight and 100 to 150 billion weights
-// a second on an H200. Half a warp would need twice that, most of it exchanges.
+// instructions a coordinate and pulse, hence 200 instructions a weight and 100 to 150 billion
+// weights a second on an H200. Half a warp would need twice that, most of it exchanges.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -64,7 +64,7 @@ __device__ void finish(const NearestCuda& task, int64_t vector, const project::N
 // kThorough: quality 2, whose second point takes kDim registers more.
 template <int kDim, bool kThorough>
 __global__ void __launch_bounds__(kThreads)
-nearest_one_thread(const __grid_constant__ NearestCuda task) {
+    nearest_one_thread(const __grid_constant__ NearestCuda task) {
   const int64_t vector = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (vector >= task.count) return;
   const OneThread<kDim> lanes(kDim);
@@ -95,7 +95,7 @@ nearest_one_thread(const __grid_constant__ NearestCuda task) {
 
 template <int kSlots>
 __global__ void __launch_bounds__(kThreads)
-nearest_half_warp(const __grid_constant__ NearestCuda task) {
+    nearest_half_warp(const __grid_constant__ NearestCuda task) {
   const int64_t vector = int64_t(blockIdx.x) * (kThreads / 16) + threadIdx.x / 16;
   if (vector >= task.count) return;
   const HalfWarp<kSlots> lanes(task.dim);
@@ -105,11 +105,9 @@ nearest_half_warp(const __grid_constant__ NearestCuda task) {
     x[s] = lanes.valid(s) ? load_real(task, start + lanes.coordinate(s)) : 0.0f;
     a[s] = fabsf(x[s]);
   });
-  const project::Nearest nearest =
-      project::nearest(lanes, a, task.pulses, task.quality, y);
+  const project::Nearest nearest = project::nearest(lanes, a, task.pulses, task.quality, y);
   lanes.each([&](int s) {
-    if (lanes.valid(s))
-      task.y[start + lanes.coordinate(s)] = int16_t(int(x[s] < 0 ? -y[s] : y[s]));
+    if (lanes.valid(s)) task.y[start + lanes.coordinate(s)] = int16_t(int(x[s] < 0 ? -y[s] : y[s]));
   });
   if (lanes.first()) finish(task, vector, nearest);
 }

@@ -47,8 +47,10 @@ cudaError_t make(const Pyramid& pyramid, std::unique_ptr<PyramidDevice>* result)
   made->tables = static_cast<const char*>(memory);
   made->row_bytes = static_cast<int>(row_bytes);
   error = copy_to_device(bytes, memory);
-  if (error == cudaSuccess) *result = std::move(made);
-  else cudaFree(memory);
+  if (error == cudaSuccess)
+    *result = std::move(made);
+  else
+    cudaFree(memory);
   return error;
 }
 

@@ -1,5 +1,5 @@
-// The stored form of a matrix: nearest points and their amplitudes (nearest.cu), the fit of gains and
-// row scale here (core/fit.h, one warp a row), then the indices (encode.cu).
+// The stored form of a matrix: nearest points and their amplitudes (nearest.cu), the fit of gains
+// and row scale here (core/fit.h, one warp a row), then the indices (encode.cu).
 //
 // Rows go through in batches, so that points and amplitudes, which exist only between these steps,
 // take little memory.
@@ -98,8 +98,16 @@ int quantize_cuda(const QuantizeCuda& task, void* workspace, void* stream) {
 
   for (int64_t row = 0; row < task.rows; row += batch) {
     const int64_t rows = std::min(batch, task.rows - row);
-    const NearestCuda nearest = {task.w + row * task.cols, RealType::kFloat32, rows * groups, p.dim,
-                                 p.pulses, task.quality, y, amplitude, task.refusal, row * groups};
+    const NearestCuda nearest = {task.w + row * task.cols,
+                                 RealType::kFloat32,
+                                 rows * groups,
+                                 p.dim,
+                                 p.pulses,
+                                 task.quality,
+                                 y,
+                                 amplitude,
+                                 task.refusal,
+                                 row * groups};
     if (const int error = nearest_cuda(nearest, stream)) return error;
     fit.rows = rows;
     fit.gain = task.gain + row * gain_stride;

@@ -1,9 +1,10 @@
 // How blocks share the groups of [rows, groups] and the rows' bit streams.
 //
-// A tile is a slice of a row, or as many whole rows as fit. Slices begin at multiples of 8 groups, so
-// that every tile is a run of whole bytes in the stream and a run of groups:
+// A tile is a slice of a row, or as many whole rows as fit. Slices begin at multiples of 8 groups,
+// so that every tile is a run of whole bytes in the stream and a run of groups:
 //
-//   slices of a row     |   tile 0   |   tile 1   | 2 |      whole rows    | row 0 | row 1 | row 2 |
+//   slices of a row     |   tile 0   |   tile 1   | 2 |      whole rows    | row 0 | row 1 | row 2
+//   |
 //                                                                          |------ tile 0 -------|
 #pragma once
 
@@ -40,8 +41,12 @@ class Tiling {
   Tiling() = default;
   // Tiles of at most `capacity` groups, a multiple of 8.
   Tiling(int64_t rows, int64_t groups, int width, int capacity)
-      : rows_(rows), groups_(groups), stride_(bits::bytes_for(groups, width)), width_(width),
-        capacity_(capacity), slices_(unsigned((groups + capacity - 1) / capacity)),
+      : rows_(rows),
+        groups_(groups),
+        stride_(bits::bytes_for(groups, width)),
+        width_(width),
+        capacity_(capacity),
+        slices_(unsigned((groups + capacity - 1) / capacity)),
         tile_rows_(slices_ > 1 ? 1 : int(std::min<int64_t>(rows, capacity / groups))) {}
 
   __host__ __device__ unsigned tiles() const {
@@ -52,7 +57,12 @@ class Tiling {
     if (slices_ > 1) {
       const int64_t row = number / slices_, column = int64_t(number % slices_) * capacity_;
       const int count = int(min(int64_t(capacity_), groups_ - column));
-      return {row * groups_ + column, row * stride_ + column / 8 * width_, row, column, 1, count,
+      return {row * groups_ + column,
+              row * stride_ + column / 8 * width_,
+              row,
+              column,
+              1,
+              count,
               int(bits::bytes_for(count, width_))};
     }
     const int64_t row = int64_t(number) * tile_rows_;

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <stdexcept>
 #include <string>
 
 #include "ops/ops.h"
@@ -10,6 +11,28 @@ namespace pvq::ops {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+
+// Raises RuntimeError in Python with the message that the parts make. Written without streams: where
+// the C++ library is linked statically beside torch's own, a stream's locale crashes.
+inline std::string message_part(const char* part) { return part; }
+inline std::string message_part(const std::string& part) { return part; }
+template <class Number>
+std::string message_part(Number part) {
+  return std::to_string(part);
+}
+
+template <class... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+  std::string message;
+  ((message += message_part(parts)), ...);
+  throw std::runtime_error(message);
+}
+
+#define PVQ_CHECK(condition, ...)                             \
+  do {                                                        \
+    if (!(condition)) [[unlikely]]                            \
+      ::pvq::ops::fail(__VA_ARGS__);                          \
+  } while (false)
 
 inline const char* dtype_name(ScalarType dtype) {
   switch (dtype) {
@@ -51,20 +74,20 @@ inline void check_dtype(const char* op, const char* name, const Tensor& t,
     if (t.scalar_type() == dtype) return;
     expected += (expected.empty() ? "" : " or ") + std::string(dtype_name(dtype));
   }
-  STD_TORCH_CHECK(false, "pvq::", op, ": ", name, " has dtype ", dtype_name(t.scalar_type()),
+  fail("pvq::", op, ": ", name, " has dtype ", dtype_name(t.scalar_type()),
                   ", expected ", expected);
 }
 
 // The dtypes that weights are decoded to.
 inline void check_weight_dtype(const char* op, ScalarType dtype) {
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Half ||
+  PVQ_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Half ||
                       dtype == ScalarType::BFloat16 || dtype == ScalarType::Double,
                   "pvq::", op, ": dtype is ", dtype_name(dtype),
                   ", expected float32, float16, bfloat16 or float64");
 }
 
 inline void check_rank(const char* op, const char* name, const Tensor& t, int64_t rank) {
-  STD_TORCH_CHECK(t.dim() == rank, "pvq::", op, ": ", name, " has shape ", shape_name(t),
+  PVQ_CHECK(t.dim() == rank, "pvq::", op, ": ", name, " has shape ", shape_name(t),
                   ", expected ", rank, " dimension", rank == 1 ? "" : "s");
 }
 
@@ -77,19 +100,19 @@ inline void check_shape(const char* op, const char* name, const Tensor& t,
     equal = equal && t.size(i) == size;
     expected += (i++ ? ", " : "") + std::to_string(size);
   }
-  STD_TORCH_CHECK(equal, "pvq::", op, ": ", name, " has shape ", shape_name(t), ", expected ",
+  PVQ_CHECK(equal, "pvq::", op, ": ", name, " has shape ", shape_name(t), ", expected ",
                   expected, "]");
 }
 
 inline void check_same_device(const char* op, const char* name, const Tensor& t,
                               const char* other_name, const Tensor& other) {
-  STD_TORCH_CHECK(t.device() == other.device(), "pvq::", op, ": ", name, " and ", other_name,
+  PVQ_CHECK(t.device() == other.device(), "pvq::", op, ": ", name, " and ", other_name,
                   " are on different devices; move them to the same one");
 }
 
 inline void check_range(const char* op, const char* name, int64_t value, int64_t low,
                         int64_t high) {
-  STD_TORCH_CHECK(value >= low && value <= high, "pvq::", op, ": ", name, " is ", value,
+  PVQ_CHECK(value >= low && value <= high, "pvq::", op, ": ", name, " is ", value,
                   ", expected ", low, " to ", high);
 }
 

@@ -13,7 +13,7 @@ const Pyramid& checked_pyramid(const char* op, int64_t dim, int64_t pulses) {
 const std::vector<float>& checked_levels(const char* op, int64_t dim, int64_t cols,
                                          int64_t gain_bits, const std::string& law) {
   check_range(op, "gain_bits", gain_bits, 0, kMaxGainBits);
-  STD_TORCH_CHECK(law == "lloyd" || law == "beta", "pvq::", op, ": gain_law is '", law,
+  PVQ_CHECK(law == "lloyd" || law == "beta", "pvq::", op, ": gain_law is '", law,
                   "', expected 'lloyd' or 'beta'");
   // A matrix without columns has no groups; any valid table serves.
   return gain_levels(int(dim), cols > 0 ? cols : dim, int(gain_bits), gain_law(law));
@@ -23,7 +23,7 @@ StoredCode checked_code(const char* op, const Tensor& index, const Tensor& gain,
                         const Tensor& row_scale, int64_t dim, int64_t pulses, int64_t gain_bits,
                         const std::string& law, int64_t cols) {
   const Pyramid& pyramid = checked_pyramid(op, dim, pulses);
-  STD_TORCH_CHECK(cols >= 0 && cols % dim == 0, "pvq::", op, ": cols is ", cols,
+  PVQ_CHECK(cols >= 0 && cols % dim == 0, "pvq::", op, ": cols is ", cols,
                   ", expected a multiple of dim = ", dim);
   const std::vector<float>& levels = checked_levels(op, dim, cols, gain_bits, law);
   check_dtype(op, "index", index, {ScalarType::Byte});
@@ -62,7 +62,7 @@ StoredIndex checked_index(const char* op, const Tensor& index, int64_t dim, int6
   check_dtype(op, "index", index, {ScalarType::Byte});
   check_rank(op, "index", index, 2);
   const Pyramid& pyramid = checked_pyramid(op, dim, pulses);
-  STD_TORCH_CHECK(groups >= 0, "pvq::", op, ": groups is ", groups, ", expected 0 or more");
+  PVQ_CHECK(groups >= 0, "pvq::", op, ": groups is ", groups, ", expected 0 or more");
   const int64_t rows = index.size(0);
   const int64_t stride = bits::bytes_for(groups, pyramid.view().index_bits);
   check_shape(op, "index", index, {rows, stride});
@@ -70,10 +70,9 @@ StoredIndex checked_index(const char* op, const Tensor& index, int64_t dim, int6
 }
 
 void refuse_index(const char* op, int64_t row) {
-  STD_TORCH_CHECK(false, "pvq::", op, ": index of row ", row,
+  fail("pvq::", op, ": index of row ", row,
                   " names no point of the pyramid; the codes are damaged or dim and pulses are not "
                   "those they were made with");
-  __builtin_unreachable();
 }
 
 }  // namespace pvq::ops

@@ -13,16 +13,16 @@ namespace pvq::ops {
 
 // The current stream (a cudaStream_t) of the tensor's device.
 inline void* current_cuda_stream(const Tensor& t) {
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
+  PVQ_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
                   "pvq: this build of torch has no CUDA support");
   void* stream = nullptr;
   const AOTITorchError error = aoti_torch_get_current_cuda_stream(t.get_device_index(), &stream);
-  STD_TORCH_CHECK(error == 0, "pvq: no current CUDA stream on device ", t.get_device_index());
+  PVQ_CHECK(error == 0, "pvq: no current CUDA stream on device ", t.get_device_index());
   return stream;
 }
 
 inline void check_cuda(const char* op, int error) {
-  STD_TORCH_CHECK(error == 0, "pvq::", op, ": ", cuda_error_string(error));
+  PVQ_CHECK(error == 0, "pvq::", op, ": ", cuda_error_string(error));
 }
 
 }  // namespace pvq::ops

@@ -1,15 +1,16 @@
-// decode, dequantize and check_codes on the GPU: the CPU's results bit for bit, but for the rotation,
-// whose sums run in another order.
+// decode, dequantize and check_codes on the GPU: the CPU's results bit for bit, but for the
+// rotation, whose sums run in another order.
 //
 // decode and dequantize do not wait for the stream, so they cannot raise for an index that names no
-// point: such a group decodes to zeros, and dequantizes to NaN. check_codes waits and raises; call it
-// once for codes that come from outside.
+// point: such a group decodes to zeros, and dequantizes to NaN. check_codes waits and raises; call
+// it once for codes that come from outside.
 #include "cuda/decode.h"
 
 #include "cuda/hadamard.h"
 #include "ops/code.h"
 #include "ops/cuda_refusals.h"
 #include "ops/cuda_stream.h"
+#include "ops/cuda_types.h"
 #include "ops/rotation.h"
 
 namespace pvq::ops {
@@ -36,9 +37,9 @@ void check_codes_cuda(const Tensor& index, int64_t dim, int64_t pulses, int64_t 
   const StoredIndex stored = checked_index(op, index, dim, pulses, groups);
   const DeviceGuard guard(index.get_device_index());
   void* stream = current_cuda_stream(index);
-  STD_TORCH_CHECK(!cuda_is_capturing(stream),
-                  "pvq::check_codes: the stream is captured for a CUDA graph, and the check must wait "
-                  "for it; check before the capture");
+  PVQ_CHECK(!cuda_is_capturing(stream),
+            "pvq::check_codes: the stream is captured for a CUDA graph, and the check must wait "
+            "for it; check before the capture");
   const Refusals refusals(index, stream, stored.rows * groups);
   check_cuda(op, pvq::check_codes_cuda(streams_of(stored), refusals.refusal(), stream));
   const int64_t refused = refusals.first(op);
@@ -73,13 +74,9 @@ Tensor dequantize_cuda(const Tensor& index, const Tensor& gain, const Tensor& ro
   const DeviceGuard guard(index.get_device_index());
   void* stream = current_cuda_stream(index);
   // Rotated weights are rounded after the rotation, and there is no kernel for float64.
-  const ScalarType decoded =
-      block != 0 || dtype == ScalarType::Double ? ScalarType::Float : dtype;
+  const ScalarType decoded = block != 0 || dtype == ScalarType::Double ? ScalarType::Float : dtype;
   Tensor w = torch::stable::new_empty(index, {code.view.rows, cols}, decoded);
-  const WeightType type = decoded == ScalarType::Float  ? WeightType::kFloat32
-                          : decoded == ScalarType::Half ? WeightType::kFloat16
-                                                        : WeightType::kBFloat16;
-  check_cuda(op, pvq::dequantize_cuda(code.view, type, w.mutable_data_ptr(), stream));
+  check_cuda(op, pvq::dequantize_cuda(code.view, real_type(decoded), w.mutable_data_ptr(), stream));
   if (block) undo_rotation(w, block, seed, stream);
   return decoded == dtype ? w : torch::stable::to(w, dtype);
 }

@@ -13,7 +13,7 @@ NearestArguments check_nearest(const Tensor& x, int64_t pulses, int64_t quality)
   constexpr const char* op = "nearest";
   check_dtype(op, "x", x,
               {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16, ScalarType::Double});
-  STD_TORCH_CHECK(x.dim() >= 1, "pvq::nearest: x is a scalar, expected [..., dim]");
+  PVQ_CHECK(x.dim() >= 1, "pvq::nearest: x is a scalar, expected [..., dim]");
   const int64_t dim = x.size(-1);
   check_range(op, "dim (the last size of x)", dim, 1, kMaxDim);
   check_range(op, "pulses", pulses, 1, kMaxPulses);
@@ -37,8 +37,8 @@ QuantizeArguments check_quantize(const Tensor& w, int64_t dim, int64_t pulses, i
   check_rank(op, "w", w, 2);
   const int64_t cols = w.size(1);
   const Pyramid& pyramid = checked_pyramid(op, dim, pulses);
-  STD_TORCH_CHECK(cols % dim == 0, "pvq::quantize: w has ", cols,
-                  " columns, expected a multiple of dim = ", dim);
+  PVQ_CHECK(cols % dim == 0, "pvq::quantize: w has ", cols,
+            " columns, expected a multiple of dim = ", dim);
   const std::vector<float>& levels = checked_levels(op, dim, cols, gain_bits, law);
   check_range(op, "quality", quality, 0, 2);
   const int64_t groups = cols / dim;
@@ -53,22 +53,15 @@ QuantizeArguments check_quantize(const Tensor& w, int64_t dim, int64_t pulses, i
           int(quality)};
 }
 
-void refuse_vectors() {
-  STD_TORCH_CHECK(false, "pvq::nearest: x holds NaN or infinity, expected finite values");
-  __builtin_unreachable();
-}
+void refuse_vectors() { fail("pvq::nearest: x holds NaN or infinity, expected finite values"); }
 
 void refuse_point(int64_t row, int64_t group, int64_t pulses) {
-  STD_TORCH_CHECK(false, "pvq::encode: y[", row, ", ", group,
-                  "] is no point of the pyramid, expected a sum of magnitudes of ", pulses,
-                  " or all zeros");
-  __builtin_unreachable();
+  fail("pvq::encode: y[", row, ", ", group,
+       "] is no point of the pyramid, expected a sum of magnitudes of ", pulses, " or all zeros");
 }
 
 void refuse_row(int64_t row) {
-  STD_TORCH_CHECK(false, "pvq::quantize: row ", row,
-                  " of w holds NaN or infinity, expected finite weights");
-  __builtin_unreachable();
+  fail("pvq::quantize: row ", row, " of w holds NaN or infinity, expected finite weights");
 }
 
 namespace {

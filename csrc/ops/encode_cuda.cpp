@@ -2,14 +2,15 @@
 //
 // Values that cannot be coded (NaN, infinity, vectors off the pyramid) are refused as on the CPU,
 // which takes one wait for the stream. While the stream is captured for a graph nothing may wait:
-// then such vectors become zero groups, and a row of weights with NaN or infinity gets the row scale
-// NaN and zero groups.
+// then such vectors become zero groups, and a row of weights with NaN or infinity gets the row
+// scale NaN and zero groups.
 #include "cuda/encode.h"
 
 #include <tuple>
 
 #include "ops/cuda_refusals.h"
 #include "ops/cuda_stream.h"
+#include "ops/cuda_types.h"
 #include "ops/encode.h"
 
 namespace pvq::ops {
@@ -35,9 +36,7 @@ Tensor nearest_cuda(const Tensor& x, int64_t pulses, int64_t quality) {
   const Refusals refusals(x, stream, a.count);
   NearestCuda task{};
   task.x = input.const_data_ptr();
-  task.type = input.scalar_type() == ScalarType::Half       ? RealType::kFloat16
-              : input.scalar_type() == ScalarType::BFloat16 ? RealType::kBFloat16
-                                                            : RealType::kFloat32;
+  task.type = real_type(input.scalar_type());
   task.count = a.count;
   task.dim = a.dim;
   task.pulses = a.pulses;
@@ -57,9 +56,8 @@ Tensor encode_cuda(const Tensor& y, int64_t pulses) {
   Tensor index = torch::stable::new_empty(y, {a.rows, a.stride}, ScalarType::Byte);
   void* stream = current_cuda_stream(y);
   const Refusals refusals(y, stream, a.rows * a.groups);
-  const EncodeCuda task = {&a.pyramid, points.const_data_ptr<int16_t>(),
-                           a.rows,     a.groups,
-                           index.mutable_data_ptr<uint8_t>(), refusals.refusal()};
+  const EncodeCuda task = {&a.pyramid, points.const_data_ptr<int16_t>(),  a.rows,
+                           a.groups,   index.mutable_data_ptr<uint8_t>(), refusals.refusal()};
   check_cuda(op, pvq::encode_cuda(task, stream));
   const int64_t refused = refusals.first(op);
   if (refused >= 0) refuse_point(refused / a.groups, refused % a.groups, pulses);

@@ -1,5 +1,6 @@
 // torch.ops.pvq.hadamard and hadamard_: the block Hadamard transform of the last dimension.
 #include <algorithm>
+#include <limits>
 #include <optional>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "cuda/hadamard.h"
 #include "ops/checks.h"
 #include "ops/cuda_stream.h"
+#include "ops/hadamard.h"
 
 namespace pvq::ops {
 namespace {
@@ -21,20 +23,20 @@ struct Options {
 
 Options check_arguments(const char* op, const Tensor& x, int64_t block, std::optional<int64_t> seed,
                         bool inverse) {
-  STD_TORCH_CHECK(x.dim() >= 1, "pvq::", op, ": x has no dimension, expected at least one");
+  PVQ_CHECK(x.dim() >= 1, "pvq::", op, ": x has no dimension, expected at least one");
   HadamardSplit split;
-  STD_TORCH_CHECK(split_hadamard_block(block, &split), "pvq::", op, ": block is ", block,
+  PVQ_CHECK(split_hadamard_block(block, &split), "pvq::", op, ": block is ", block,
                   ", for which there is no Hadamard matrix; take a power of two up to ",
-                  1 << kMaxHadamardPower, " or pvq.rotation.default_block(",
-                  x.size(x.dim() - 1), ")");
-  STD_TORCH_CHECK(x.size(x.dim() - 1) % block == 0, "pvq::", op, ": x has ", x.size(x.dim() - 1),
+                  1 << kMaxHadamardPower, " or pvq.rotation.default_block(", x.size(x.dim() - 1),
+                  ")");
+  PVQ_CHECK(x.size(x.dim() - 1) % block == 0, "pvq::", op, ": x has ", x.size(x.dim() - 1),
                   " columns, expected a multiple of block = ", block);
   Options options{static_cast<int>(block), std::nullopt, inverse};
   if (seed) options.seed = static_cast<uint64_t>(*seed);
   return options;
 }
 
-// --- CPU ------------------------------------------------------------------------------------------
+// --- CPU -----------------------------------------------------------------------------------------
 
 // Both contiguous, of equal shape; they may be the same tensor.
 void transform_cpu(const char* op, const Tensor& x, const Tensor& y, const Options& options) {
@@ -73,11 +75,13 @@ void transform_cpu(const char* op, const Tensor& x, const Tensor& y, const Optio
                               std::max<int64_t>(1, kGrain / options.block), blocks);
 }
 
-// --- CUDA -----------------------------------------------------------------------------------------
+// --- CUDA ----------------------------------------------------------------------------------------
 
 void transform_cuda(const char* op, const Tensor& x, const Tensor& y, const Options& options) {
   check_dtype(op, "x", x, {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16});
   if (x.numel() == 0) return;
+  const int64_t cols = x.size(x.dim() - 1);
+  check_range(op, "x's number of columns", cols, 1, std::numeric_limits<int32_t>::max());
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   HadamardCuda task{};
   task.in = x.const_data_ptr();
@@ -86,7 +90,7 @@ void transform_cuda(const char* op, const Tensor& x, const Tensor& y, const Opti
               : x.scalar_type() == ScalarType::Half ? HadamardType::kFloat16
                                                     : HadamardType::kBFloat16;
   task.size = x.numel();
-  task.cols = x.size(x.dim() - 1);
+  task.cols = cols;
   task.block = options.block;
   task.has_signs = options.seed.has_value();
   task.seed = options.seed.value_or(0);
@@ -98,7 +102,7 @@ void transform_cuda(const char* op, const Tensor& x, const Tensor& y, const Opti
                                current_cuda_stream(x)));
 }
 
-// --- operators ------------------------------------------------------------------------------------
+// --- operators -----------------------------------------------------------------------------------
 
 using Transform = void (*)(const char*, const Tensor&, const Tensor&, const Options&);
 
@@ -127,6 +131,10 @@ void hadamard_(Tensor x, int64_t block, std::optional<int64_t> seed, bool invers
 }
 
 }  // namespace
+
+Tensor hadamard_on_cuda(const Tensor& x, int64_t block, std::optional<int64_t> seed, bool inverse) {
+  return hadamard<transform_cuda>(x, block, seed, inverse);
+}
 
 STABLE_TORCH_LIBRARY_IMPL(pvq, CPU, m) {
   m.impl("hadamard", TORCH_BOX(&hadamard<transform_cpu>));

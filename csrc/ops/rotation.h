@@ -13,11 +13,11 @@ struct Rotation {
 inline void check_rotation(const char* op, Rotation rotation, int64_t cols) {
   if (rotation.block == 0) return;
   HadamardSplit split;
-  STD_TORCH_CHECK(split_hadamard_block(rotation.block, &split), "pvq::", op, ": block is ",
+  PVQ_CHECK(split_hadamard_block(rotation.block, &split), "pvq::", op, ": block is ",
                   rotation.block,
                   ", for which there is no Hadamard matrix; expected 0 (no rotation) or a supported "
                   "size (pvq.rotation.supported_block)");
-  STD_TORCH_CHECK(cols % rotation.block == 0, "pvq::", op, ": block is ", rotation.block,
+  PVQ_CHECK(cols % rotation.block == 0, "pvq::", op, ": block is ", rotation.block,
                   ", which does not divide the ", cols, " columns");
 }
 

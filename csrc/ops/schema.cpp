@@ -29,11 +29,21 @@ STABLE_TORCH_LIBRARY(pvq, m) {
   m.def(
       "to_planes(Tensor index, Tensor gain, Tensor row_scale, int dim, int pulses, int gain_bits,"
       " str gain_law, int cols) -> (Tensor planes, Tensor scale, Tensor outlier_start,"
-      " Tensor outlier_column, Tensor outlier_value)");
+      " Tensor outlier_place, Tensor outlier_value)");
   m.def(
       "matmul_planes(Tensor x, Tensor planes, Tensor scale, Tensor outlier_start,"
-      " Tensor outlier_column, Tensor outlier_value, int rows, int dim, int block=0, int seed=0)"
+      " Tensor outlier_place, Tensor outlier_value, int rows, int dim, int block=0, int seed=0)"
       " -> Tensor");
+  m.def(
+      "matmul_planes_transposed(Tensor g, Tensor planes, Tensor scale, Tensor outlier_start,"
+      " Tensor outlier_place, Tensor outlier_value, int rows, int dim, int block=0, int seed=0)"
+      " -> Tensor");
+  m.def("table_fragments(Tensor code, Tensor table, int bits) -> Tensor");
+  m.def(
+      "table_expand(Tensor fragments, Tensor row_scale, int bits, ScalarType dtype) -> Tensor");
+  m.def(
+      "table_matmul_fragments(Tensor x, Tensor fragments, Tensor row_scale, int bits, int block=0,"
+      " int seed=0) -> Tensor");
 }
 
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {

@@ -10,15 +10,11 @@ import torch
 from torch import Tensor
 
 
-@torch.library.register_fake("pvq::hadamard")
-def _hadamard_fake(x: Tensor, block: int, seed: int | None = None, inverse: bool = False) -> Tensor:
+def _fake(x: Tensor, block: int, seed: int | None = None, inverse: bool = False) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.register_fake("pvq::hadamard_")
-def _hadamard_in_place_fake(
-    x: Tensor, block: int, seed: int | None = None, inverse: bool = False
-) -> None:
+def _fake_in_place(x: Tensor, block: int, seed: int | None = None, inverse: bool = False) -> None:
     return None
 
 
@@ -30,4 +26,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     return torch.ops.pvq.hadamard(grad, ctx.block, ctx.seed, not ctx.inverse), None, None, None
 
 
+torch.library.register_fake("pvq::hadamard", _fake)
+torch.library.register_fake("pvq::hadamard_", _fake_in_place)
 torch.library.register_autograd("pvq::hadamard", _backward, setup_context=_setup_context)

@@ -1,0 +1,144 @@
+// How a lane turns the words of a chunk into the A fragments of m16n8k32 int8 products.
+//
+// A chunk is 16 rows x 128 columns. Lane l = 4 g + t owns rows g and g + 8 and columns
+// 32 t ... 32 t + 31, in four steps s of eight: columns 32 t + 8 s + 4 h + i. Fragment register
+// r = 2 h + (row >= 8) of step s holds i = 0 ... 3, which is what the instruction wants for
+// k-quarter t and half h; the columns of a step are not consecutive, and the activations use the
+// same order.
+//
+// Table rows are 256 bytes apart at a shared address that is a multiple of 64 KB, and each lane has
+// its own copy of the entry at byte 4 * lane of the row: one byte permutation makes an address out
+// of a code byte, and no two lanes ever meet in a bank.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/ptx.cuh"
+
+namespace pvq {
+
+constexpr uint32_t kTableAddress = 0x10000;
+constexpr int kTableRowBytes = 256;
+
+// Address of code byte `kByte` of `word`: byte 1 is the code, the rest comes from the lane's base.
+template <int kByte>
+__device__ __forceinline__ uint32_t table_address(uint32_t word, uint32_t lane_base) {
+  return byte_permute(word, lane_base, 0x7604 | kByte << 4);
+}
+
+__device__ __forceinline__ void look_up(uint32_t word, uint32_t lane_base, uint32_t (&entry)[4]) {
+  entry[0] = load_shared_word(table_address<0>(word, lane_base));
+  entry[1] = load_shared_word(table_address<1>(word, lane_base));
+  entry[2] = load_shared_word(table_address<2>(word, lane_base));
+  entry[3] = load_shared_word(table_address<3>(word, lane_base));
+}
+
+template <int kBits>
+struct TableChunk;
+
+// A byte names four weights: byte r of word s is register r of step s.
+template <>
+struct TableChunk<2> {
+  static constexpr int kBytes = 512;
+  uint4 codes;
+
+  static __device__ __forceinline__ void copy_async(uint32_t to, const uint8_t* from, int lane) {
+    cp_async_16(to + lane * 16, from + lane * 16);
+  }
+  __device__ __forceinline__ void load(uint32_t from, int lane) {
+    codes = load_shared_vector(from + lane * 16);
+  }
+  template <int kStep>
+  __device__ __forceinline__ void decode(uint32_t lane_base, uint32_t (&a)[4]) const {
+    look_up(kStep == 0   ? codes.x
+            : kStep == 1 ? codes.y
+            : kStep == 2 ? codes.z
+                         : codes.w,
+            lane_base, a);
+  }
+};
+
+// The same with magnitudes, and 64 sign bits a lane: bit 8 i + 7 - 4 (s & 1) - r of sign word s / 2
+// belongs to weight i of register r of step s. The table holds a for magnitudes 2 a + 1, so the
+// complement of an entry is its negative.
+template <>
+struct TableChunk<3> {
+  static constexpr int kBytes = 768;
+  uint4 codes;
+  uint2 signs;
+
+  static __device__ __forceinline__ void copy_async(uint32_t to, const uint8_t* from, int lane) {
+    cp_async_16(to + lane * 16, from + lane * 16);
+    cp_async_8(to + 512 + lane * 8, from + 512 + lane * 8);
+  }
+  __device__ __forceinline__ void load(uint32_t from, int lane) {
+    codes = load_shared_vector(from + lane * 16);
+    signs = load_shared_pair(from + 512 + lane * 8);
+  }
+  template <int kStep>
+  __device__ __forceinline__ void decode(uint32_t lane_base, uint32_t (&a)[4]) const {
+    look_up(kStep == 0   ? codes.x
+            : kStep == 1 ? codes.y
+            : kStep == 2 ? codes.z
+                         : codes.w,
+            lane_base, a);
+    const uint32_t word = kStep < 2 ? signs.x : signs.y;
+#pragma unroll
+    for (int r = 0; r < 4; ++r) a[r] ^= byte_signs(word << (4 * (kStep & 1) + r));
+  }
+};
+
+// A byte names two weights: bytes 2 r and 2 r + 1 of the eight of a step are register r.
+template <>
+struct TableChunk<4> {
+  static constexpr int kBytes = 1024;
+  uint4 codes[2];
+
+  static __device__ __forceinline__ void copy_async(uint32_t to, const uint8_t* from, int lane) {
+    cp_async_16(to + lane * 16, from + lane * 16);
+    cp_async_16(to + 512 + lane * 16, from + 512 + lane * 16);
+  }
+  __device__ __forceinline__ void load(uint32_t from, int lane) {
+    codes[0] = load_shared_vector(from + lane * 16);
+    codes[1] = load_shared_vector(from + 512 + lane * 16);
+  }
+  template <int kStep>
+  __device__ __forceinline__ void decode(uint32_t lane_base, uint32_t (&a)[4]) const {
+    const uint4& v = codes[kStep >> 1];
+    uint32_t low[4], high[4];
+    look_up(kStep & 1 ? v.z : v.x, lane_base, low);
+    look_up(kStep & 1 ? v.w : v.y, lane_base, high);
+    constexpr uint32_t kLowHalves = 0x5410;
+    a[0] = byte_permute(low[0], low[1], kLowHalves);
+    a[1] = byte_permute(low[2], low[3], kLowHalves);
+    a[2] = byte_permute(high[0], high[1], kLowHalves);
+    a[3] = byte_permute(high[2], high[3], kLowHalves);
+  }
+};
+
+// A weight's place in the fragments of its chunk, and back.
+struct FragmentPlace {
+  int lane, step, reg, item;
+
+  static __device__ FragmentPlace of_weight(int row, int column) {
+    return {(row & 7) * 4 + column / 32, column % 32 / 8, column % 8 / 4 * 2 + row / 8, column % 4};
+  }
+  // The first weight of code byte `byte` of a chunk (of a magnitude byte at 3 bits).
+  static __device__ FragmentPlace of_code_byte(int byte, int bits) {
+    if (bits < 4) return {byte / 16, byte % 16 / 4, byte % 4, 0};
+    return {byte % 512 / 16, byte / 512 * 2 + byte % 16 / 8, byte % 8 / 2, byte % 2 * 2};
+  }
+
+  __device__ int row() const { return lane / 4 + reg % 2 * 8; }
+  __device__ int column() const { return lane % 4 * 32 + step * 8 + reg / 2 * 4 + item; }
+  // Offset in the chunk of the code byte.
+  __device__ int code_byte(int bits) const {
+    if (bits < 4) return lane * 16 + step * 4 + reg;
+    return step / 2 * 512 + lane * 16 + step % 2 * 8 + reg * 2 + item / 2;
+  }
+  // At 3 bits: offset of the byte with the sign, and the bit in it.
+  __device__ int sign_byte() const { return 512 + lane * 8 + step / 2 * 4 + item; }
+  __device__ int sign_bit() const { return 7 - 4 * (step & 1) - reg; }
+};
+
+}  // namespace pvq

@@ -1,0 +1,64 @@
+// Products from pyramid-table codes on the GPU (core/table_codes.h defines the codes).
+//
+// The kernel reads the codes as fragments: the order in which the lanes of a warp need them, made
+// from the stored form once, when a layer is loaded. A chunk is 16 rows x 128 columns; its words lie
+// together, 16 bytes a lane and load, so that nothing moves between lanes. Chunks of a tile (16 rows)
+// follow each other by column, tiles by row. Rows are padded to 16, columns must be a multiple of
+// 128.
+#pragma once
+
+#include <cstdint>
+
+namespace pvq {
+
+constexpr int kTileRows = 16;
+constexpr int kChunkCols = 128;
+constexpr int kMaxProductTokens = 16;  // of one launch; more tokens go through a dense scratch
+
+enum class FloatType { kFloat16, kBFloat16 };
+
+constexpr int64_t table_chunk_bytes(int bits) { return kTileRows * kChunkCols * bits / 8; }
+constexpr int64_t table_tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
+// The 256 words of the table (word i holds the entries of code i, int8, first weight lowest) stand in
+// front of the fragments.
+constexpr int64_t kTableBytes = 256 * 4;
+constexpr int64_t table_fragment_bytes(int64_t rows, int64_t cols, int bits) {
+  return kTableBytes + table_tiles(rows) * (cols / kChunkCols) * table_chunk_bytes(bits);
+}
+
+// fragments [table_fragment_bytes] from code [rows, cols * bits / 8] and the table's words, which
+// are host memory. Returns a cudaError_t.
+int table_fragments_cuda(const uint8_t* code, const uint32_t* table, int64_t rows, int64_t cols,
+                         int bits, uint8_t* fragments, void* stream);
+
+// w [rows, cols] = row_scale * point, from fragments. Returns a cudaError_t.
+int table_expand_cuda(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows,
+                      int64_t cols, int bits, FloatType type, void* w, void* stream);
+
+struct TableProduct {
+  const uint8_t* fragments;
+  const uint16_t* row_scale;  // [rows] bfloat16
+  const void* x;              // [tokens, cols] of `type`, 16-byte aligned
+  void* y;                    // [tokens, rows] of `type`
+  void* workspace;            // table_product_workspace bytes
+  int64_t rows, cols;         // cols a multiple of 128 and of block
+  int tokens;                 // 1 to kMaxProductTokens
+  int bits;                   // 2, 3 or 4
+  int block;                  // 0 (no rotation) or as table_product_block_supported says
+  uint64_t seed;
+  FloatType type;
+};
+
+// True if the current device can run table_product_cuda: compute capability 9.0 or newer with 227 KB
+// of shared memory a block.
+bool table_product_supported();
+// Blocks that the product rotates itself: powers of two from 128 to 1024, and 0.
+bool table_product_block_supported(int64_t block);
+int64_t table_product_workspace(const TableProduct& task);
+
+// y = rotate(x) W^T with int8 activations (one scale a token and 128 columns) and exact int32 sums
+// of 128 columns, added up in float32 in a fixed order. One launch where the rotated activations fit
+// the shared memory (one or two tokens), two launches beyond. Returns a cudaError_t.
+int table_product_cuda(const TableProduct& task, void* stream);
+
+}  // namespace pvq

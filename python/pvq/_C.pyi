@@ -1,0 +1,2 @@
+# Importing this module registers torch.ops.pvq.*; it has no names of its own.
+# ruff: noqa: N999

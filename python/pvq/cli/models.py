@@ -1,0 +1,91 @@
+"""What the commands share: which model, where, and its tokenizer."""
+
+import argparse
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from pvq import _core, hf
+from pvq.linear import LAYOUTS
+from pvq.load import load
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """The option that says where to compute."""
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, ...; auto takes a GPU if there is one"
+    )
+
+
+def add_layout(parser: argparse.ArgumentParser) -> None:
+    """The option that says which run-time form quantized layers get."""
+    parser.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        default="auto",
+        help="run-time form of quantized layers: index (least memory), planes (fastest)",
+    )
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device that an option names.
+
+    Raises:
+        ValueError: if there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() and _has_kernels() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name!r} is no device: use cpu, cuda, cuda:1, ...") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: this torch sees no GPU; use --device cpu")
+    return device
+
+
+def load_any(name: str, device: str, layout: str) -> PreTrainedModel:
+    """A dense or a quantized model, in evaluation mode, on a device.
+
+    Raises:
+        FileNotFoundError: if there is no such model.
+        ValueError: see :func:`pvq.load`.
+    """
+    check_exists(name)
+    where = chosen_device(device)
+    quantization = getattr(AutoConfig.from_pretrained(name), "quantization_config", None) or {}
+    if quantization.get("quant_method") == hf.METHOD:
+        return load(name, device=where, layout=layout)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name).to(where)
+    return model
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub name."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+    return tokenizer
+
+
+def check_exists(name: str) -> None:
+    """Says so if ``name`` is meant to be a folder and there is none.
+
+    Raises:
+        FileNotFoundError: if it looks like a path and is not a model folder.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"{name} has no config.json: it is no model folder")
+    elif path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{name} is no model folder, and no hub name such as owner/model")
+
+
+def _has_kernels() -> bool:
+    return bool(_core.build_info()["cuda"])

@@ -1,0 +1,220 @@
+"""What quantization did to a model: a record for each layer, totals, JSON, and the model card."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pvq import _core
+from pvq.config import PVQConfig
+from pvq.plan import LeftDense
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """One quantized layer.
+
+    Attributes:
+        name: full module name.
+        kind: ``"linear"`` or ``"embedding"``.
+        shape: (rows, cols) of the weight.
+        config: as used, block settled.
+        relative_error: ||w - w'||^2 / ||w||^2.
+        bits_per_weight: the rate, from the stored bytes.
+        nbytes: stored bytes.
+        original_nbytes: bytes of the dense weight in its original dtype.
+        seconds: time to quantize and check the layer.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int]
+    config: PVQConfig
+    relative_error: float
+    bits_per_weight: float
+    nbytes: int
+    original_nbytes: int
+    seconds: float
+
+    @property
+    def weights(self) -> int:
+        """Number of weights of the layer."""
+        return self.shape[0] * self.shape[1]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`pvq.quantize_model` did.
+
+    Attributes:
+        config: the configuration of all layers that no override names.
+        layers: in the order of the model.
+        left_dense: weight matrices that stayed as they were, and why.
+        dense_nbytes: bytes of everything that is not codes (embeddings, norms, biases, ...).
+    """
+
+    config: PVQConfig
+    layers: Sequence[LayerRecord]
+    left_dense: Sequence[LeftDense]
+    dense_nbytes: int
+
+    @property
+    def weights(self) -> int:
+        """Number of quantized weights."""
+        return sum(layer.weights for layer in self.layers)
+
+    @property
+    def quantized_nbytes(self) -> int:
+        """Bytes of all codes."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the whole quantized model."""
+        return self.quantized_nbytes + self.dense_nbytes
+
+    @property
+    def original_nbytes(self) -> int:
+        """Bytes of the whole model before."""
+        return sum(layer.original_nbytes for layer in self.layers) + self.dense_nbytes
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Rate of the quantized layers, from the bytes."""
+        return 8 * self.quantized_nbytes / self.weights if self.weights else 0.0
+
+    @property
+    def relative_error(self) -> float:
+        """Mean of the layers' relative errors, each layer counted by its weights."""
+        total = sum(layer.relative_error * layer.weights for layer in self.layers)
+        return total / self.weights if self.weights else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on all layers."""
+        return sum(layer.seconds for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return {
+            "build": _core.build_info(),
+            "config": self.config.to_dict(),
+            "totals": {
+                "layers": len(self.layers),
+                "weights": self.weights,
+                "bits_per_weight": self.bits_per_weight,
+                "relative_error": self.relative_error,
+                "quantized_nbytes": self.quantized_nbytes,
+                "dense_nbytes": self.dense_nbytes,
+                "nbytes": self.nbytes,
+                "original_nbytes": self.original_nbytes,
+                "seconds": self.seconds,
+            },
+            "layers": [
+                {
+                    "name": layer.name,
+                    "kind": layer.kind,
+                    "shape": list(layer.shape),
+                    "config": layer.config.to_dict(),
+                    "relative_error": layer.relative_error,
+                    "bits_per_weight": layer.bits_per_weight,
+                    "nbytes": layer.nbytes,
+                    "original_nbytes": layer.original_nbytes,
+                    "seconds": layer.seconds,
+                }
+                for layer in self.layers
+            ],
+            "left_dense": [
+                {"name": left.name, "reason": left.reason, "nbytes": left.nbytes}
+                for left in self.left_dense
+            ],
+        }
+
+    def summary(self) -> str:
+        """Five lines for a person."""
+        left = {left.reason for left in self.left_dense}
+        lines = [
+            f"{len(self.layers)} layers, {self.weights / 1e6:.2f} M weights in "
+            f"{self.seconds:.1f} s",
+            f"rate            {self.bits_per_weight:.4f} bits a weight with gain, scale, padding",
+            f"relative error  {self.relative_error:.5f}",
+            f"codes           {megabytes(self.quantized_nbytes)}, dense parts "
+            f"{megabytes(self.dense_nbytes)}",
+            f"model           {megabytes(self.nbytes)}, was {megabytes(self.original_nbytes)}",
+        ]
+        if left:
+            lines.append(f"left dense      {len(self.left_dense)}: {'; '.join(sorted(left))}")
+        return "\n".join(lines)
+
+    def table(self) -> str:
+        """One line for each layer, as a Markdown table."""
+        lines = [
+            "| layer | shape | D | K | gain bits | block | bits/weight | bytes | error |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for layer in self.layers:
+            config = layer.config
+            lines.append(
+                f"| {layer.name} | {layer.shape[0]} x {layer.shape[1]} | {config.dim} | "
+                f"{config.pulses} | {config.gain_bits} | {config.hadamard_block or '-'} | "
+                f"{layer.bits_per_weight:.4f} | {layer.nbytes} | {layer.relative_error:.5f} |"
+            )
+        return "\n".join(lines)
+
+
+def megabytes(nbytes: int) -> str:
+    """Decimal megabytes, as file managers and the hub count them."""
+    return f"{nbytes / 1e6:.2f} MB"
+
+
+def model_card(report: Report, base_model: str | None, license_name: str | None) -> str:
+    """README.md of a quantized checkpoint.
+
+    Args:
+        report: of its quantization.
+        base_model: repository of the dense model on the hub, if it came from there.
+        license_name: of the dense model, if its card states one; none is invented.
+    """
+    front = ["library_name: transformers"]
+    if base_model is not None:
+        front += [f"base_model: {base_model}", "base_model_relation: quantized"]
+    if license_name is not None:
+        front.append(f"license: {license_name}")
+    front += ["tags:", "- pvq", "- quantized", f"- {round(report.bits_per_weight)}-bit"]
+    name = base_model.rpartition("/")[2] if base_model is not None else "Model"
+    return f"""---
+{chr(10).join(front)}
+---
+
+# {name}, {report.bits_per_weight:.2f} bits a weight
+
+{_describe(report.config)}
+
+```python
+import pvq  # registers the format with transformers: without this line the weights are not read
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+```
+
+| | |
+|---|---|
+| quantized weights | {report.weights:,} in {len(report.layers)} layers |
+| rate of these, with gains, scales and padding | {report.bits_per_weight:.4f} bits a weight |
+| mean relative squared error of the weights | {report.relative_error:.5f} |
+| codes | {report.quantized_nbytes:,} bytes |
+| dense parts | {report.dense_nbytes:,} bytes |
+| whole model | {report.nbytes:,} bytes, was {report.original_nbytes:,} |
+
+{report.table()}
+"""
+
+
+def _describe(config: PVQConfig) -> str:
+    rotation = "no rotation"
+    if config.rotation == "hadamard":
+        rotation = f"randomised Hadamard rotation with seed {config.seed}"
+    return (
+        f"Pyramid vector quantization with `pvq` {_core.build_info()['version']}: groups of "
+        f"{config.dim} weights, {config.pulses} pulses, {config.gain_bits} gain bits, {rotation}."
+    )

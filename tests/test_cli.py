@@ -1,0 +1,230 @@
+"""The whole path through the command line, as a user would go it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import DATA, TINY
+
+from pvq.cli import main
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("text") / "books.txt"
+    file.write_text((DATA / "books.txt").read_text(encoding="utf-8")[:16_000], encoding="utf-8")
+    return file
+
+
+def pvq(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs the command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "pvq", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=DATA,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+
+
+def result_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict:
+    """Runs the command in this process and reads what it printed as JSON."""
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Runs a command that must fail in one line on stderr and nothing on stdout."""
+    assert main([*map(str, arguments)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = [line for line in captured.err.splitlines() if line.startswith("pvq: error: ")]
+    assert len(lines) == 1
+    assert "Traceback" not in captured.err
+    return lines[0].removeprefix("pvq: error: ")
+
+
+def test_from_a_dense_checkpoint_to_text_and_figures(tmp_path, text_file):
+    out = tmp_path / "tiny-3.25b"
+    done = pvq("quantize", TINY, out, "--bits", 3.25)
+    assert done.returncode == 0, done.stderr
+    assert "3.30" in done.stdout
+    assert "28 layers" in done.stdout
+    assert "quantizing" in done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == [out.name], "nothing else was left"
+
+    done = pvq("eval", out, "--text", text_file, "--against", TINY, "--json")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["windows"] == 4
+    # Noise of the code's error, 0.0195, costs 10.3 % perplexity on the whole text.
+    assert 0.05 < figures["perplexity_increase"] < 0.16
+    assert 0.02 < figures["kl_divergence"] < 0.20
+    assert 0.75 < figures["top1_agreement"] < 0.95
+
+    done = pvq("generate", out, "--prompt", "It was a dark and", "--max-new-tokens", 8)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("It was a dark and ")
+
+    done = pvq("info", out)
+    assert done.returncode == 0, done.stderr
+    assert "28 layers, 3.15 M weights at 3.30" in done.stdout
+
+    done = pvq("info", tmp_path / "missing")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("pvq: error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_figures_rise_with_the_rate(tmp_path, text_file, capsys):
+    divergence = {}
+    for bits in (2.25, 4.25):
+        out = tmp_path / str(bits)
+        assert main(["quantize", str(TINY), str(out), "--bits", str(bits)]) == 0
+        capsys.readouterr()
+        figures = result_of(
+            capsys, "eval", out, "--text", text_file, "--against", TINY, "--tokens", 2048
+        )
+        divergence[bits] = figures["kl_divergence"]
+    assert divergence[4.25] < 0.05 < 0.2 < divergence[2.25] < 1.5
+
+
+def test_quantize_reports_every_layer(tmp_path, capsys):
+    out = tmp_path / "out"
+    result = result_of(
+        capsys, "quantize", TINY, out, "--pulses", 12, "--seed", 3, "--quality", 0,
+        "--skip", "*.layers.0.*", "--override", "*.down_proj:bits=3.25,gain-law=beta",
+        "--embeddings", "--head", "--shard-size", "500KB",
+    )  # fmt: skip
+    assert result["out"] == str(out)
+    layers = {layer["name"]: layer for layer in result["layers"]}
+    assert len(layers) == 21 + 1
+    assert layers["model.layers.1.mlp.down_proj"]["config"]["pulses"] == 28
+    assert layers["model.layers.1.mlp.down_proj"]["config"]["gain_law"] == "beta"
+    assert layers["model.layers.1.mlp.up_proj"]["config"]["pulses"] == 12
+    assert layers["model.embed_tokens"]["kind"] == "embedding"
+    assert len(list(out.glob("*.safetensors"))) > 1
+    stored = json.loads((out / "pvq_report.json").read_text())
+    assert stored["totals"] == result["totals"]
+
+    info = result_of(capsys, "info", out)
+    assert info["quantized_nbytes"] == result["totals"]["quantized_nbytes"]
+    assert info["dense_nbytes"] == result["totals"]["dense_nbytes"]
+    assert info["weights"] == result["totals"]["weights"]
+    assert info["bits_per_weight"] == pytest.approx(result["totals"]["bits_per_weight"])
+    assert info["nbytes_on_disk"] == sum(p.stat().st_size for p in out.iterdir())
+    index = result_of(capsys, "info", out, "--layout", "index")
+    assert index["resident_nbytes"] == index["quantized_nbytes"] + index["dense_nbytes"]
+    assert main(["info", str(out), "--layers"]) == 0
+    assert "model.layers.3.mlp.gate_proj" in capsys.readouterr().out
+
+
+def test_dense_models_can_be_evaluated_and_run(text_file, capsys):
+    result = result_of(capsys, "eval", TINY, "--text", text_file, "--window", 128, "--tokens", 300)
+    assert (result["windows"], result["kl_divergence"]) == (2, None)
+    assert main(["eval", str(TINY), "--text", str(text_file), "--tokens", "1024"]) == 0
+    assert "1 non-overlapping windows of 1024 tokens, no BOS" in capsys.readouterr().out
+    sampled = [
+        result_of(
+            capsys, "generate", TINY, "--prompt", "The", "--max-new-tokens", 6,
+            "--temperature", 1, "--seed", seed,
+        )["text"]
+        for seed in (1, 1, 2)
+    ]  # fmt: skip
+    assert sampled[0] == sampled[1]
+    assert sampled[0].startswith("The")
+
+
+def test_info_describes_the_installation(capsys):
+    info = result_of(capsys, "info")
+    assert {"version", "torch", "transformers", "cpu_instruction_set", "cuda"} <= info.keys()
+    assert main(["info"]) == 0
+    assert "cpu_instruction_set" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [[], ["quantize"], ["eval"], ["generate"], ["info"]])
+def test_help_teaches(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert f"  pvq {command[0] if command else 'quantize'}" in text, "there is an example"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "required"),
+        (["quantise"], "invalid choice"),
+        (["quantize", "a"], "required: out"),
+        (["quantize", "a", "b", "--bits", "x"], "invalid float"),
+        (["quantize", "a", "b", "--bits", "0.1"], "bits=0.1 is out of reach"),
+        (["quantize", "a", "b", "--dim", "1"], "dim is 1, expected 2 to 256"),
+        (["quantize", "a", "b", "--pulses", "0"], "pulses is 0, expected 1 to 4096"),
+        (["quantize", "a", "b", "--bits", "3", "--pulses", "4"], "not allowed with"),
+        (["quantize", "a", "b", "--override", "bits=3"], "expected PATTERN:KEY=VALUE"),
+        (["quantize", "a", "b", "--override", "*:bits"], "'bits' is not KEY=VALUE"),
+        (["quantize", "a", "b", "--override", "*:bit=3"], "unknown choice 'bit'"),
+        (["eval", "a"], "required: --text"),
+    ],
+)
+def test_wrong_command_lines_are_usage_errors(arguments, text, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert text in capsys.readouterr().err
+
+
+def test_failures_are_one_line(tmp_path, text_file, capsys):
+    missing = tmp_path / "missing"
+    assert "is no model folder" in error_of(capsys, "quantize", missing, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert "cannot read --text" in error_of(capsys, "eval", TINY, "--text", missing)
+    binary = tmp_path / "binary"
+    binary.write_bytes(b"\xff\xfe\xfa")
+    assert "is not UTF-8" in error_of(capsys, "eval", TINY, "--text", binary)
+    (tmp_path / "folder").mkdir()
+    assert "has no config.json" in error_of(capsys, "info", tmp_path / "folder")
+    assert "is not a pvq checkpoint" in error_of(capsys, "info", TINY)
+    assert "matches no layer" in error_of(
+        capsys, "quantize", TINY, tmp_path / "out", "--skip", "*.q_porj"
+    )
+    assert "less than one window" in error_of(
+        capsys, "eval", TINY, "--text", text_file, "--tokens", 50
+    )
+    assert "--device 'abc' is no device" in error_of(
+        capsys, "generate", TINY, "--prompt", "a", "--device", "abc"
+    )
+    assert "--max-new-tokens is 0" in error_of(
+        capsys, "generate", TINY, "--prompt", "a", "--max-new-tokens", 0
+    )
+    assert "--prompt has no tokens" in error_of(capsys, "generate", TINY, "--prompt", "")
+    assert list(tmp_path.glob(".*")) == [], "no temporary folder was left"
+
+
+def test_debug_shows_where_an_error_came_from(tmp_path, capsys, monkeypatch):
+    missing = str(tmp_path / "missing")
+    assert "is no model folder" in error_of(capsys, "info", missing)
+    monkeypatch.setenv("PVQ_DEBUG", "1")
+    with pytest.raises(FileNotFoundError):
+        main(["info", missing])
+
+
+def test_a_non_empty_output_is_kept_unless_told(tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    assert "is not empty: choose another, or pass overwrite" in error_of(
+        capsys, "quantize", TINY, out
+    )
+    assert (out / "notes.txt").read_text() == "mine"
+    assert main(["quantize", str(TINY), str(out), "--overwrite", "--quality", "0"]) == 0
+    assert not (out / "notes.txt").exists()
+    assert (out / "model.safetensors").exists()
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -1,0 +1,412 @@
+import copy
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
+from transformers.quantizers import auto
+
+import pvq
+from pvq import PVQConfig, PVQEmbedding, PVQLinear, hf
+from pvq.embedding import PVQTiedHead
+
+IDS = torch.arange(3, 40)[None]
+
+
+def quantized(model: nn.Module, config: PVQConfig | None = None, **options):
+    pvq.quantize_model(model, config, progress=False, **options)
+    return model
+
+
+def same_state(a: nn.Module, b: nn.Module) -> bool:
+    a_state, b_state = a.state_dict(), b.state_dict()
+    return a_state.keys() == b_state.keys() and all(
+        a_state[k].dtype == b_state[k].dtype and torch.equal(a_state[k], b_state[k])
+        for k in a_state
+    )
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def test_importing_registers_the_format():
+    assert auto.AUTO_QUANTIZER_MAPPING["pvq"] is hf.PVQQuantizer
+    assert auto.AUTO_QUANTIZATION_CONFIG_MAPPING["pvq"] is hf.PVQQuantizationConfig
+    hf.register()
+
+
+def test_round_trip_is_bit_exact(small_llama, tmp_path):
+    model = quantized(small_llama(), overrides={"*.o_proj": {"bits": 4.25}})
+    model.save_pretrained(tmp_path / "a")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    assert same_state(model, loaded)
+    assert loaded.model.layers[0].self_attn.o_proj.config.pulses == 58
+    assert loaded.model.layers[0].self_attn.q_proj.config.pulses == 28
+    loaded.save_pretrained(tmp_path / "b")  # from planes: the index is made again
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "b")
+    assert same_state(model, again)
+    assert torch.equal(logits(loaded), logits(again))
+    a, b = load_file(tmp_path / "a/model.safetensors"), load_file(tmp_path / "b/model.safetensors")
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_loaded_model_is_the_saved_model(small_llama, tmp_path):
+    model = quantized(small_llama())
+    model.save_pretrained(tmp_path)
+    expected = logits(model)
+    token = hf.layout_when_loaded.set("index")
+    try:
+        assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected)
+    finally:
+        hf.layout_when_loaded.reset(token)
+    assert torch.allclose(
+        logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected, atol=1e-5
+    )
+
+
+def test_the_config_determines_every_shape(small_llama, tmp_path):
+    model = quantized(small_llama(), PVQConfig(2.25), overrides={"*.v_proj": {"dim": 8, "seed": 5}})
+    model.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert stored["quant_method"] == "pvq"
+    assert stored["format_version"] == 1
+    assert len(stored["layers"]) == 14
+    configs = hf.PVQQuantizationConfig.from_dict(stored).layer_configs()
+    for name, module in model.named_modules():
+        if isinstance(module, PVQLinear):
+            assert configs[name] == module.config
+            assert configs[name].block is not None, "the block may be chosen otherwise one day"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_dtype_of_the_model_leaves_the_codes_alone(small_llama, tmp_path, dtype):
+    model = quantized(small_llama())
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    for key, tensor in model.state_dict().items():
+        if key.rpartition(".")[2] in ("index", "gain", "row_scale"):
+            assert torch.equal(loaded.state_dict()[key], tensor)
+    assert loaded.model.norm.weight.dtype == dtype
+    assert loaded.to(torch.bfloat16).model.layers[0].mlp.up_proj.row_scale.dtype == torch.bfloat16
+
+
+def test_shards(small_llama, tmp_path):
+    model = quantized(small_llama())
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 3
+    assert same_state(model, AutoModelForCausalLM.from_pretrained(tmp_path))
+
+
+def test_tied_embeddings_stay_tied(small_llama, tmp_path):
+    model = quantized(small_llama(tie_word_embeddings=True))
+    model.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert same_state(model, loaded)
+
+
+def test_quantized_tied_embeddings_are_stored_once(small_llama, tmp_path):
+    model = quantized(small_llama(tie_word_embeddings=True), embeddings=True, head=True)
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert "model.embed_tokens.index" in stored
+    assert not [key for key in stored if key.startswith("lm_head")]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert isinstance(loaded.lm_head, PVQTiedHead)
+    assert same_state(model, loaded)
+    assert torch.allclose(logits(model), logits(loaded), atol=1e-5)
+    loaded.save_pretrained(tmp_path / "again")
+    assert same_state(model, AutoModelForCausalLM.from_pretrained(tmp_path / "again"))
+
+
+def test_quantized_embeddings_and_head_of_their_own(small_llama, tmp_path):
+    model = quantized(small_llama(), embeddings=True, head=True)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert isinstance(loaded.model.embed_tokens, PVQEmbedding)
+    assert isinstance(loaded.lm_head, PVQLinear)
+    assert loaded.model.embed_tokens.dtype == torch.bfloat16
+    assert torch.isfinite(logits(loaded)).all()
+
+
+def test_no_dense_copy_is_made_while_loading(small_llama, tmp_path, monkeypatch):
+    shapes = {
+        tuple(m.weight.shape)
+        for m in small_llama().model.layers[0].mlp.children()
+        if hasattr(m, "weight")
+    }
+    quantized(small_llama()).save_pretrained(tmp_path)
+    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # threads would escape the mode
+    made = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            for t in result if isinstance(result, tuple | list) else [result]:
+                if (
+                    isinstance(t, torch.Tensor)
+                    and t.is_floating_point()
+                    and t.device.type != "meta"
+                ):
+                    made.append(tuple(t.shape))
+            return result
+
+    with Watch():
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert (80, 64) in made, "the embedding is dense and must have been seen"
+    assert shapes == {(96, 64), (64, 96)}
+    assert not shapes & set(made)
+
+
+def test_generate_and_compile_flags(quantized_tiny):
+    model = AutoModelForCausalLM.from_pretrained(quantized_tiny)
+    tokenizer = AutoTokenizer.from_pretrained(quantized_tiny)
+    prompt = tokenizer("It was a dark and", return_tensors="pt")
+    out = model.generate(**prompt, max_new_tokens=12, do_sample=False)
+    assert out.shape == (1, prompt["input_ids"].shape[1] + 12)
+    assert torch.equal(out, model.generate(**prompt, max_new_tokens=12, do_sample=False))
+    assert model.hf_quantizer.is_trainable
+    assert model.hf_quantizer.is_compileable
+    assert model.hf_quantizer.is_serializable()
+
+
+def test_headless_model_loads(small_llama, tmp_path):
+    model = quantized(small_llama())
+    model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(loaded.layers[0].mlp.up_proj, PVQLinear)
+    assert same_state(loaded, model.model)
+
+
+def test_dequantize_gives_a_dense_model(small_llama, tmp_path):
+    model = quantized(small_llama(tie_word_embeddings=True), embeddings=True, head=True)
+    expected = logits(model)
+    dense = copy.deepcopy(model).dequantize()
+    assert not [m for m in dense.modules() if isinstance(m, PVQLinear | PVQEmbedding | PVQTiedHead)]
+    assert dense.lm_head.weight is dense.model.embed_tokens.weight
+    assert torch.allclose(logits(dense), expected, atol=1e-4)
+    dense.save_pretrained(tmp_path)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), logits(dense))
+
+
+def test_load_chooses_device_and_layout(quantized_tiny):
+    for layout in ("index", "planes"):
+        model = pvq.load(quantized_tiny, device="cpu", layout=layout)
+        assert model.model.layers[0].mlp.up_proj.layout == layout
+    assert pvq.prepare(model, "index").model.layers[0].mlp.up_proj.layout == "index"
+
+
+@pytest.mark.parametrize("device_map", ["cpu", "auto"])
+def test_device_maps(small_llama, tmp_path, device_map):
+    pytest.importorskip("accelerate")
+    model = quantized(small_llama())
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=device_map)
+    assert same_state(model, loaded.cpu())
+
+
+def test_models_whose_tensors_have_other_names_in_files(tmp_path):
+    config = MixtralConfig(
+        vocab_size=80, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = MixtralForCausalLM(config).eval()
+    with pytest.warns(UserWarning, match="stacks of experts"):
+        quantized(model)
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert not stored.keys() <= model.state_dict().keys(), "experts are stored one by one"
+    assert same_state(model, AutoModelForCausalLM.from_pretrained(tmp_path))
+    del stored["model.layers.1.self_attn.q_proj.gain"]
+    save_file(stored, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="its code tensors are not those that it lists"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_a_tied_weight_that_is_missing_at_both_ends(small_llama, tmp_path):
+    quantized(small_llama(tie_word_embeddings=True)).save_pretrained(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors.pop("model.embed_tokens.weight"))
+    with pytest.raises(ValueError, match=r"missing embed_tokens\.weight"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_dense_models_are_not_quantized_while_loading():
+    config = hf.PVQQuantizationConfig.of_layers(PVQConfig(), {}, {})
+    with pytest.raises(ValueError, match="pre-quantized"):
+        AutoModelForCausalLM.from_pretrained(TINY, quantization_config=config)
+
+
+def test_report_and_card_lie_beside_the_weights(quantized_tiny):
+    report = json.loads((quantized_tiny / "pvq_report.json").read_text())
+    assert len(report["layers"]) == 28
+    assert report["totals"]["bits_per_weight"] == pytest.approx(3.30, abs=0.01)
+    assert report["config"]["pulses"] == 28
+    assert "version" in report["build"]
+    card = (quantized_tiny / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "import pvq" in card
+    assert str(TINY) not in card
+    assert (quantized_tiny / "tokenizer.json").read_bytes() == (
+        TINY / "tokenizer.json"
+    ).read_bytes()
+
+
+# --- checkpoints that are not what they say -------------------------------------------------------
+
+
+@pytest.fixture
+def checkpoint(small_llama, tmp_path) -> Path:
+    quantized(small_llama()).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def rewrite(checkpoint: Path, change) -> None:
+    """Applies `change` to the tensors of the only weight file, without checksums."""
+    file = checkpoint / "model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file, {"format": "pt"})
+
+
+def edit_config(checkpoint: Path, change) -> None:
+    file = checkpoint / "config.json"
+    config = json.loads(file.read_text())
+    change(config["quantization_config"])
+    file.write_text(json.dumps(config))
+
+
+NAME = "model.layers.0.mlp.up_proj"
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda t: t.pop(f"{NAME}.index"), "missing layers.0.mlp.up_proj.index"),
+        (lambda t: t.pop("model.norm.weight"), "missing norm.weight"),
+        (lambda t: t.update(extra=torch.zeros(3)), "unexpected extra"),
+        (
+            lambda t: t.update({f"{NAME}.gain": t[f"{NAME}.gain"][:5].clone()}),
+            r"layers.0.mlp.up_proj.gain is U8 \[5, 2\], expected U8 \[96, 2\]",
+        ),
+        (
+            lambda t: t.update({f"{NAME}.row_scale": t[f"{NAME}.row_scale"].float()}),
+            r"up_proj.row_scale is F32 \[96\], expected BF16 \[96\]",
+        ),
+        (
+            lambda t: t.update({"model.norm.weight": torch.zeros(65)}),
+            r"norm.weight is F32 \[65\], expected F32 \[64\]",
+        ),
+    ],
+)
+def test_tensors_that_do_not_match_the_config(checkpoint, change, text):
+    rewrite(checkpoint, change)
+    with pytest.raises(ValueError, match=f"does not match its config.json: .*{text}"):
+        AutoModelForCausalLM.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            lambda q: q["layers"].pop(NAME),
+            "does not match its config.json: missing layers.0.mlp.up",
+        ),
+        (lambda q: q["default"].update(pulses=40), r"index is U8 \[\d+, \d+\], expected U8"),
+        (
+            lambda q: q["layers"].update({"model.layers.9.q": {}}),
+            "names model.layers.9.q, which Llama",
+        ),
+        (lambda q: q["layers"].update({"model.norm": {}}), "model.norm, which is a LlamaRMSNorm"),
+        (lambda q: q["layers"][NAME].update(dim=10), "does not fit model.layers.0.mlp.up_proj: 64"),
+        (lambda q: q.update(format_version=2), "format_version 2.* upgrade pvq"),
+        (lambda q: q.pop("layers"), "'layers' in the quantization_config .* is None"),
+        (lambda q: q.update(layers=[]), r"'layers' in .* is \[\], expected an object"),
+        (lambda q: q["default"].update(pulses=0), "pulses is 0, expected 1 to 4096"),
+        (lambda q: q["default"].update(twist=1), "does not know: twist"),
+    ],
+)
+def test_configs_that_do_not_match_the_tensors(checkpoint, change, text):
+    edit_config(checkpoint, change)
+    with pytest.raises(ValueError, match=text):
+        AutoModelForCausalLM.from_pretrained(checkpoint)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, 0.5, -1])
+def test_truncated_weights(checkpoint, keep):
+    file = checkpoint / "model.safetensors"
+    data = file.read_bytes()
+    size = int(len(data) * keep) if isinstance(keep, float) else keep
+    file.write_bytes(data[:size])
+    with pytest.raises(ValueError, match=r"damaged or truncated.*copy it again"):
+        pvq.load(checkpoint)
+
+
+@pytest.mark.parametrize("tensor", [f"{NAME}.index", f"{NAME}.gain", "model.norm.weight"])
+def test_a_flipped_bit_is_noticed(checkpoint, tensor):
+    file = checkpoint / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    header = int.from_bytes(data[:8], "little")
+    begin = json.loads(data[8 : 8 + header])[tensor]["data_offsets"][0]
+    data[8 + header + begin + 3] ^= 4
+    file.write_bytes(data)
+    with pytest.raises(
+        ValueError, match=f"altered after it was saved: checksum of {tensor} differs"
+    ):
+        pvq.load(checkpoint)
+
+
+def test_an_index_beyond_the_pyramid_is_refused_not_decoded(checkpoint):
+    def overflow(tensors):
+        tensors[f"{NAME}.index"][2] = 255
+
+    rewrite(checkpoint, overflow)
+    with pytest.raises(RuntimeError, match="names no point of the pyramid"):
+        AutoModelForCausalLM.from_pretrained(checkpoint)
+
+
+def test_a_header_that_is_no_json(checkpoint):
+    file = checkpoint / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[20:24] = b"\xff\xff\xff\xff"
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="damaged or truncated"):
+        pvq.load(checkpoint)
+
+
+def test_load_says_what_a_folder_is_not(tmp_path, checkpoint):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json: it is no model folder"):
+        pvq.load(tmp_path)
+    with pytest.raises(ValueError, match=r"is not a pvq checkpoint .* AutoModelForCausalLM"):
+        pvq.load(TINY)
+    (checkpoint / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is not JSON .* copy it again"):
+        pvq.load(checkpoint)
+
+
+def test_a_missing_shard(small_llama, tmp_path):
+    quantized(small_llama()).save_pretrained(tmp_path, max_shard_size="20KB")
+    sorted(tmp_path.glob("*.safetensors"))[1].unlink()
+    with pytest.raises(OSError, match="model-00002"):
+        pvq.load(tmp_path)
+
+
+def test_checkpoints_move_between_folders(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "copy")
+    assert same_state(pvq.load(checkpoint), pvq.load(tmp_path / "copy"))
