@@ -123,6 +123,20 @@ def test_illegal_indices_are_refused(dim, pulses):
             ops.decode(index, dim, pulses, 3)
 
 
+@pytest.mark.parametrize(("dim", "pulses"), [(2, 3), (8, 6), (12, 7), (16, 27), (32, 50), (64, 96)])
+def test_check_codes_refuses_what_decode_refuses(dim, pulses):
+    total, bits = reference.count(dim, pulses), _core.index_bits(dim, pulses)
+    good = torch.from_numpy(reference.pack([0, total - 1, total], bits).copy())
+    ops.check_codes(torch.stack([good, good]), dim, pulses, 3)
+    ops.check_codes(torch.stack([good, good])[:0], dim, pulses, 3)
+    for illegal in {total + 1, 2**bits - 1}:
+        if not total < illegal < 2**bits:
+            continue
+        bad = torch.from_numpy(reference.pack([0, 1, illegal], bits).copy())
+        with pytest.raises(RuntimeError, match="check_codes: index of row 1 names no point"):
+            ops.check_codes(torch.stack([good, bad, good, bad]), dim, pulses, 3)
+
+
 @pytest.mark.parametrize(
     ("dim", "pulses", "groups"), [(8, 6, 5), (16, 28, 3), (3, 2, 11), (32, 50, 7)]
 )
@@ -174,6 +188,8 @@ def test_encode_refuses_vectors_off_the_pyramid():
         ),
         (lambda y, i: ops.decode(i, 4, 3, -1), "groups is -1"),
         (lambda y, i: ops.decode(i, 0, 3, 2), "dim is 0"),
+        (lambda y, i: ops.check_codes(i.short(), 4, 3, 2), "check_codes: index has dtype int16"),
+        (lambda y, i: ops.check_codes(i, 4, 3, 5), r"index has shape .*, expected \[3, 5\]"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

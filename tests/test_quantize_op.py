@@ -201,6 +201,7 @@ def test_operators_pass_opcheck(rows):
     torch.library.opcheck(ops.nearest.default, (w.view(rows, 4, 16), 27))
     torch.library.opcheck(ops.encode.default, (y, 27))
     torch.library.opcheck(ops.decode.default, (code[0], 16, 27, 4))
+    torch.library.opcheck(ops.check_codes.default, (code[0], 16, 27, 4))
     torch.library.opcheck(ops.quantize.default, (w, 16, 27, 4, "lloyd"))
     tail = (16, 27, 4, "lloyd", 64, torch.bfloat16, 32, 3)
     torch.library.opcheck(ops.dequantize.default, (*code, *tail))
