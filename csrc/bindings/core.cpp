@@ -3,8 +3,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+
 #include "core/count.h"
 #include "core/gain.h"
+#include "core/table_codes.h"
 #include "cpu/isa.h"
 #include "cpu/planes.h"
 #include "cuda/cuda.h"
@@ -24,6 +27,15 @@ py::object exact_count(int dim, int pulses) {
 py::array_t<float> gain_levels(int dim, int64_t cols, int gain_bits, const std::string& law) {
   const std::vector<float>& levels = pvq::gain_levels(dim, cols, gain_bits, pvq::gain_law(law));
   return py::array_t<float>(py::ssize_t(levels.size()), levels.data());
+}
+
+py::array_t<int8_t> code_table(int bits) {
+  if (bits < 2 || bits > 4)
+    throw py::value_error("bits is " + std::to_string(bits) + ", expected 2, 3 or 4");
+  const int8_t* points = pvq::table_points(bits);
+  py::array_t<int8_t> table({pvq::kTablePoints, pvq::table_dim(bits)});
+  std::copy(points, points + table.size(), table.mutable_data());
+  return table;
 }
 
 std::vector<std::string> supported_instruction_sets() {
@@ -63,6 +75,9 @@ PYBIND11_MODULE(_core, m) {
   m.def("gain_levels", &gain_levels, py::arg("dim"), py::arg("cols"), py::arg("gain_bits"),
         py::arg("law"),
         "The 2**gain_bits amplitude levels in units of the row's root mean square.");
+  m.def("code_table", &code_table, py::arg("bits"),
+        "The 256 points of the pyramid-table code of 2, 3 or 4 bits, int8 [256, 4 or 2]; at 3 bits "
+        "an entry a stands for the magnitude 2 a + 1.");
   m.def("build_info", &build_info, "What was built and what this machine offers, as a dict.");
   bind_hadamard(m);
 }

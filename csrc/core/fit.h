@@ -6,8 +6,6 @@
 // CPU and GPU.
 #pragma once
 
-#include <cstring>
-
 #include "core/ieee.h"
 #include "core/lanes.h"
 #include "core/platform.h"
@@ -77,21 +75,6 @@ PVQ_HD inline double row_scale(const Row& row, const float* amplitude, int64_t g
     scale = next;
   }
   return scale;
-}
-
-// Rounded to the nearest bfloat16, ties to even; one NaN for all.
-PVQ_HD inline uint16_t to_bfloat16(float value) {
-  uint32_t word;
-  std::memcpy(&word, &value, sizeof(word));
-  if ((word & 0x7FFFFFFF) > 0x7F800000) return 0x7FC0;
-  return uint16_t((word + 0x7FFF + (word >> 16 & 1)) >> 16);
-}
-
-PVQ_HD inline float from_bfloat16(uint16_t half) {
-  const uint32_t word = uint32_t(half) << 16;
-  float value;
-  std::memcpy(&value, &word, sizeof(value));
-  return value;
 }
 
 }  // namespace pvq::fit

@@ -1,5 +1,6 @@
 #include <cmath>
 
+#include "core/bfloat16.h"
 #include "core/bits.h"
 #include "core/index.h"
 #include "cpu/code.h"
@@ -88,9 +89,7 @@ bool decode_groups(const CodeView& code, int64_t row, int64_t begin, int64_t end
   if (!decode_points(*code.pyramid, code.index + row * code.index_stride, begin, end, y))
     return false;
   const uint8_t* gains = code.gain + row * code.gain_stride;
-  const uint32_t word = uint32_t(code.row_scale[row]) << 16;
-  float row_scale;
-  std::memcpy(&row_scale, &word, sizeof(float));
+  const float row_scale = from_bfloat16(code.row_scale[row]);
   for (int64_t g = begin; g < end; ++g, y += code.dim) {
     int squared_norm = 0;
     for (int i = 0; i < code.dim; ++i) squared_norm += int(y[i]) * y[i];

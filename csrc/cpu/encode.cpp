@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "core/bfloat16.h"
 #include "core/bits.h"
 #include "core/fit.h"
 #include "core/index.h"
@@ -103,9 +104,9 @@ bool RowQuantizer::operator()(const float* w, const RowCode& out) {
   const fit::Levels levels = {levels_.data(), int(levels_.size())};
   const double scale =
       fit::row_scale(fit::OneThreadRow(), amplitude_.data(), groups, p.dim, levels);
-  *out.row_scale = fit::to_bfloat16(float(scale));
+  *out.row_scale = to_bfloat16(float(scale));
 
-  const double stored = fit::from_bfloat16(*out.row_scale);
+  const double stored = from_bfloat16(*out.row_scale);
   for (int64_t g = 0; g < groups; ++g) {
     int code = stored > 0 ? fit::nearest_level(amplitude_[g], stored, levels) : -1;
     if (code < 0) {

@@ -109,6 +109,7 @@ int64_t add_missing(const WeightTiles& weights, int64_t l0, int64_t l1, const fl
 std::unique_ptr<Product> Product::make(const WeightTiles& weights, int64_t tokens, bool bfloat16) {
   std::unique_ptr<Product> product;
   if (bfloat16) product = make_bfloat16_product(weights, tokens);
+  if (!product) product = weights.make_direct(tokens);
   if (!product) product = std::make_unique<FloatProduct>(weights, tokens);
   return product;
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cpu/isa.h"
+#include "cpu/matmul.h"
 #include "cpu/matmul_kernels.h"
 
 namespace pvq {
@@ -38,6 +39,8 @@ int64_t WeightTiles::add_missing(int64_t, int64_t, const float*, int64_t, float*
 }
 
 bool WeightTiles::prefers_direct(int64_t) const { return false; }
+
+std::unique_ptr<Product> WeightTiles::make_direct(int64_t) const { return nullptr; }
 
 void WeightTiles::multiply_directly(int64_t, int64_t, const float*, int, float*, int64_t) const {}
 

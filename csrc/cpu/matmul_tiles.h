@@ -5,11 +5,14 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "cpu/code.h"
 #include "cpu/planes.h"
 
 namespace pvq {
+
+class Product;  // matmul.h
 
 constexpr int64_t kNoRow = -1;
 // Most reduction indices, and most lanes, of a tile. No group is longer.
@@ -39,6 +42,9 @@ class WeightTiles {
   virtual bool prefers_direct(int64_t tokens) const;
   virtual void multiply_directly(int64_t l0, int64_t l1, const float* a, int tokens, float* c,
                                  int64_t stride) const;
+
+  // A product of its own that is faster than tiles for so few tokens, or null.
+  virtual std::unique_ptr<Product> make_direct(int64_t tokens) const;
 
   const int64_t depth, lanes;
   const int64_t depth_step, lane_step;

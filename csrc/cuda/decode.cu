@@ -13,7 +13,7 @@
 #include <algorithm>
 #include <limits>
 
-#include "core/fit.h"
+#include "core/bfloat16.h"
 #include "core/gain.h"
 #include "core/ieee.h"
 #include "core/index.h"
@@ -204,7 +204,7 @@ __device__ float scale_of(const DecodeTask& task, const float* level, const Unra
   const uint8_t* gains = task.gain + row * bits::bytes_for(task.groups, task.gain_bits);
   const int code =
       task.gain_bits ? int(bits::read(gains, column * task.gain_bits, task.gain_bits)) : 0;
-  const float row_scale = fit::from_bfloat16(task.row_scale[row]);
+  const float row_scale = from_bfloat16(task.row_scale[row]);
   return ieee::divide(ieee::multiply(row_scale, level[code]),
                       ieee::root(float(unranked.squared_norm)));
 }

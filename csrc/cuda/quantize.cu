@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "core/bfloat16.h"
 #include "core/bits.h"
 #include "core/fit.h"
 #include "core/gain.h"
@@ -42,8 +43,8 @@ __global__ void __launch_bounds__(kThreads) fit_kernel(const __grid_constant__ F
   const fit::Levels levels = {level, 1 << gain_bits};
   const float* amplitude = task.amplitude + row * task.groups;
   const double scale = fit::row_scale(WarpRow(), amplitude, task.groups, task.dim, levels);
-  const uint16_t stored_bits = fit::to_bfloat16(float(scale));
-  const double stored = fit::from_bfloat16(stored_bits);
+  const uint16_t stored_bits = to_bfloat16(float(scale));
+  const double stored = from_bfloat16(stored_bits);
   const int lane = threadIdx.x % 32;
   if (lane == 0) task.row_scale[row] = stored_bits;
 

@@ -38,6 +38,16 @@ STABLE_TORCH_LIBRARY(pvq, m) {
       "matmul_planes_transposed(Tensor g, Tensor planes, Tensor scale, Tensor outlier_start,"
       " Tensor outlier_place, Tensor outlier_value, int rows, int dim, int block=0, int seed=0)"
       " -> Tensor");
+  m.def("table_quantize(Tensor w, int bits) -> (Tensor code, Tensor row_scale)");
+  m.def(
+      "table_dequantize(Tensor code, Tensor row_scale, int bits, int cols, ScalarType dtype,"
+      " int block=0, int seed=0) -> Tensor");
+  m.def(
+      "table_matmul(Tensor x, Tensor code, Tensor row_scale, int bits, int block=0, int seed=0)"
+      " -> Tensor");
+  m.def(
+      "table_matmul_transposed(Tensor g, Tensor code, Tensor row_scale, int bits, int cols,"
+      " int block=0, int seed=0) -> Tensor");
   m.def("table_fragments(Tensor code, Tensor table, int bits) -> Tensor");
   m.def("table_expand(Tensor fragments, Tensor row_scale, int bits, ScalarType dtype) -> Tensor");
   m.def(

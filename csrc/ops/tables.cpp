@@ -1,0 +1,135 @@
+// table_quantize, table_dequantize, table_matmul and table_matmul_transposed on the CPU: the
+// pyramid-table codes of core/table_codes.h.
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <tuple>
+#include <vector>
+
+#include "core/signs.h"
+#include "cpu/hadamard.h"
+#include "cpu/table_quantize.h"
+#include "cpu/table_tiles.h"
+#include "ops/matmul.h"
+
+namespace pvq::ops {
+namespace {
+
+using torch::stable::parallel_for;
+
+// Rows for a thread at once: some ten thousand weights at least.
+int64_t row_grain(int64_t cols) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, cols)); }
+
+void check_bits(const char* op, int64_t bits) { check_range(op, "bits", bits, 2, 4); }
+
+void check_columns(const char* op, const char* name, int64_t cols) {
+  PVQ_CHECK(cols >= 0 && cols % kTableStep == 0, "pvq::", op, ": ", name, " is ", cols,
+            ", expected a multiple of ", kTableStep);
+}
+
+// The stored form, checked, with the tensors that keep its memory alive.
+struct StoredTable {
+  TableView view;
+  Tensor code, row_scale;
+};
+
+StoredTable checked_table(const char* op, const Tensor& code, const Tensor& row_scale, int64_t bits,
+                          int64_t cols) {
+  check_bits(op, bits);
+  check_columns(op, "cols", cols);
+  check_dtype(op, "code", code, {ScalarType::Byte});
+  check_dtype(op, "row_scale", row_scale, {ScalarType::BFloat16});
+  check_rank(op, "row_scale", row_scale, 1);
+  const int64_t rows = row_scale.size(0);
+  check_shape(op, "code", code, {rows, table_row_bytes(int(bits), cols)});
+  check_same_device(op, "row_scale", row_scale, "code", code);
+  StoredTable stored{{}, as_contiguous(code), as_contiguous(row_scale)};
+  stored.view = {stored.code.const_data_ptr<uint8_t>(),
+                 static_cast<const uint16_t*>(stored.row_scale.const_data_ptr()), rows, cols,
+                 int(bits)};
+  return stored;
+}
+
+std::tuple<Tensor, Tensor> table_quantize_cpu(const Tensor& w, int64_t bits) {
+  constexpr const char* op = "table_quantize";
+  check_bits(op, bits);
+  check_dtype(op, "w", w, {ScalarType::Float});
+  check_rank(op, "w", w, 2);
+  const int64_t rows = w.size(0), cols = w.size(1);
+  check_columns(op, "the number of columns of w", cols);
+  const Tensor input = as_contiguous(w);
+  const int64_t row_bytes = table_row_bytes(int(bits), cols);
+  Tensor code = torch::stable::new_empty(w, {rows, row_bytes}, ScalarType::Byte);
+  Tensor row_scale = torch::stable::new_empty(w, {rows}, ScalarType::BFloat16);
+  const float* in = input.const_data_ptr<float>();
+  uint8_t* out = code.mutable_data_ptr<uint8_t>();
+  auto* scale = static_cast<uint16_t*>(row_scale.mutable_data_ptr());
+  std::atomic<int64_t> refused = -1;
+  parallel_for(0, rows, row_grain(cols), [&](int64_t begin, int64_t end) {
+    TableQuantizer quantize_row(int(bits), cols);
+    for (int64_t r = begin; r < end; ++r) {
+      const float* row = in + r * cols;
+      if (std::all_of(row, row + cols, [](float x) { return std::isfinite(x); }))
+        quantize_row(row, out + r * row_bytes, scale + r);
+      else
+        refused = r;
+    }
+  });
+  PVQ_CHECK(refused < 0, "pvq::table_quantize: row ", int64_t(refused),
+            " of w holds NaN or infinity, expected finite weights");
+  return {code, row_scale};
+}
+
+Tensor table_dequantize_cpu(const Tensor& code, const Tensor& row_scale, int64_t bits, int64_t cols,
+                            ScalarType dtype, int64_t block, int64_t seed) {
+  constexpr const char* op = "table_dequantize";
+  check_weight_dtype(op, dtype);
+  const StoredTable stored = checked_table(op, code, row_scale, bits, cols);
+  check_rotation(op, {block, seed}, cols);
+  const int64_t rows = stored.view.rows;
+  Tensor w = torch::stable::new_empty(code, {rows, cols}, ScalarType::Float);
+  float* out = w.mutable_data_ptr<float>();
+  std::vector<uint64_t> signs(block ? sign_word_count(cols) : 0);
+  if (block) fill_sign_words(static_cast<uint64_t>(seed), cols, signs.data());
+  parallel_for(0, rows, row_grain(cols), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      float* row = out + r * cols;
+      dequantize_table(stored.view, r, 0, cols, row);
+      if (block)
+        hadamard_blocks(row, row, cols, static_cast<int>(block), signs.data(), /*inverse=*/true, 0,
+                        cols / block);
+    }
+  });
+  return as_dtype(w, dtype);
+}
+
+Tensor table_matmul_cpu(const Tensor& x, const Tensor& code, const Tensor& row_scale, int64_t bits,
+                        int64_t block, int64_t seed) {
+  constexpr const char* op = "table_matmul";
+  PVQ_CHECK(x.dim() >= 1, "pvq::table_matmul: x has no dimensions, expected [..., in_features]");
+  const int64_t cols = x.size(x.dim() - 1);
+  const StoredTable stored = checked_table(op, code, row_scale, bits, cols);
+  check_activations(op, "x", x, cols, "in_features", "code", code);
+  check_rotation(op, {block, seed}, cols);
+  return multiply_rotated(x, TableTiles(stored.view, /*transposed=*/false), {block, seed}).out;
+}
+
+Tensor table_matmul_transposed_cpu(const Tensor& g, const Tensor& code, const Tensor& row_scale,
+                                   int64_t bits, int64_t cols, int64_t block, int64_t seed) {
+  constexpr const char* op = "table_matmul_transposed";
+  const StoredTable stored = checked_table(op, code, row_scale, bits, cols);
+  check_activations(op, "g", g, stored.view.rows, "rows of the matrix", "code", code);
+  check_rotation(op, {block, seed}, cols);
+  return multiply_unrotated(g, TableTiles(stored.view, /*transposed=*/true), {block, seed}).out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(pvq, CPU, m) {
+  m.impl("table_quantize", TORCH_BOX(&table_quantize_cpu));
+  m.impl("table_dequantize", TORCH_BOX(&table_dequantize_cpu));
+  m.impl("table_matmul", TORCH_BOX(&table_matmul_cpu));
+  m.impl("table_matmul_transposed", TORCH_BOX(&table_matmul_transposed_cpu));
+}
+
+}  // namespace pvq::ops
