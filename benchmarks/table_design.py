@@ -81,7 +81,9 @@ def nearest(x: np.ndarray, points: np.ndarray, scale: float = 1.0) -> np.ndarray
     """Number of the point of scale * points nearest to each x."""
     points = points.astype(np.float32)
     offset = np.float32(scale / 2) * (points**2).sum(1)
-    chunks = [(part @ points.T - offset).argmax(1) for part in np.array_split(x, 1 + len(x) // 8192)]
+    chunks = [
+        (part @ points.T - offset).argmax(1) for part in np.array_split(x, 1 + len(x) // 8192)
+    ]
     return np.concatenate(chunks)
 
 
@@ -104,7 +106,7 @@ def best_error(x: np.ndarray, points: np.ndarray, scale: float | None = None) ->
     return min(fit(x, points, scale * f)[0] for f in (0.996, 1, 1.004))
 
 
-# --- structured candidates -------------------------------------------------------------------------
+# --- structured candidates ------------------------------------------------------------------------
 
 
 def pyramid_points(width: Width, half_odd: bool) -> np.ndarray:
@@ -145,11 +147,7 @@ def arrangements(width: Width, leader: tuple[float, ...]) -> list[tuple[float, .
     permuted = sorted(set(itertools.permutations(leader)), reverse=True)
     if not width.signed:
         return permuted
-    return [
-        p
-        for q in permuted
-        for p in itertools.product(*[(v, -v) if v else (v,) for v in q])
-    ]
+    return [p for q in permuted for p in itertools.product(*[(v, -v) if v else (v,) for v in q])]
 
 
 def pyramid_orbits(width: Width, half_odd: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -163,12 +161,15 @@ def pyramid_orbits(width: Width, half_odd: bool) -> tuple[np.ndarray, np.ndarray
         if len(points) + len(orbit) <= POINTS:
             points += orbit
             places = [leader.index(v) for v in leader]
-            label = {v: -1 if v == 0 else number * width.dim + p for v, p in zip(leader, places)}
+            label = {
+                v: -1 if v == 0 else number * width.dim + p
+                for v, p in zip(leader, places, strict=True)
+            }
             labels += [[label[abs(v)] for v in p] for p in orbit]
     return np.array(points), np.array(labels)
 
 
-# --- the search for leaders ------------------------------------------------------------------------
+# --- the search for leaders -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -278,7 +279,9 @@ def rounded_leaders(width: Width, leader: np.ndarray) -> np.ndarray:
                     trial = integers.copy()
                     trial[row][integers[row] == value] += step
                     found = error(trial, 1 / unit)
-                    if found < lowest * (1 - 1e-6) and len(set(trial[row])) == len(set(integers[row])):
+                    if found < lowest * (1 - 1e-6) and len(set(trial[row])) == len(
+                        set(integers[row])
+                    ):
                         integers, lowest, improved = trial, found, True
                         break
     return integers.astype(int)
@@ -296,7 +299,7 @@ def search(width: Width, evaluations: int, seed: int) -> None:
         print("    {" + ", ".join(str(v // 2 if width.step == 2 else v) for v in row) + "},")
 
 
-# --- the table of candidates -----------------------------------------------------------------------
+# --- the table of candidates ----------------------------------------------------------------------
 
 
 def k_means(width: Width) -> np.ndarray:
