@@ -1,13 +1,13 @@
-"""Products with low-bit weights on the GPU beside cuBLAS FP16 and other low-bit kernels, in one run.
+"""Low-bit products on the GPU beside cuBLAS FP16 and other low-bit kernels, in one run.
 
     python benchmarks/matmul_cuda.py [--tokens 1 2 4 8 16 64 256] [--json FILE] [--plot FILE]
 
-Every figure is a median over CUDA-graph replays with weights that no cache can serve (timing_cuda.py)
-and includes all that the call does: our codes rotate the activations (blocks of 256) and quantize
-them to int8 inside. "floor" is a kernel that only reads the bytes of that width. Peers: F.linear in
-float16 (cuBLAS), torch's int4 kernel (bfloat16, groups of 128), torch's fp8 product (e4m3, row-wise
-inputs already quantized) and bitsandbytes NF4 where it is installed. Ratios are cuBLAS over the
-kernel, so above one is faster.
+Every figure is a median over CUDA-graph replays with weights that no cache can serve
+(timing_cuda.py) and includes all that the call does: our codes rotate the activations (blocks of
+256) and quantize them to int8 inside. "floor" is a kernel that only reads the bytes of that width.
+Peers: F.linear in float16 (cuBLAS), torch's int4 kernel (bfloat16, groups of 128), torch's fp8
+product (e4m3, row-wise inputs already quantized) and bitsandbytes NF4 where it is installed. Ratios
+are cuBLAS over the kernel, so above one is faster.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from timing_cuda import copies_for, machine, time_calls
 
 import pvq  # noqa: F401  registers torch.ops.pvq

@@ -3,11 +3,11 @@
     python benchmarks/model_quality.py tests/data/tiny --text tests/data/books.txt
         [--bits 4.25 3.25 2.25] [--json FILE]
 
-For each rate: true bits a weight of the quantized layers and bytes of the whole model, read off the
-stored form, then perplexity, KL divergence from the original and top-1 agreement (windows as
-`pvq eval` states). The last column is a check: the increase that Gaussian noise of the same relative
-error, layer by layer, gives to the dense model. The rotation makes the code's error act like such
-noise, so the two should agree.
+For each rate: true bits a weight of the quantized layers and bytes of the whole model, read off
+the stored form, then perplexity, KL divergence from the original and top-1 agreement (windows as
+`pvq eval` states). The last column is a check: the increase that Gaussian noise of the same
+relative error, layer by layer, gives to the dense model. The rotation makes the code's error act
+like such noise, so the two should agree.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ def main() -> None:
     tokens = tokenize(tokenizer, arguments.text.read_text(encoding="utf-8"))
 
     def score(model: PreTrainedModel) -> dict:
-        return evaluate(
-            model, tokens, reference=original, max_tokens=arguments.tokens
-        ).to_dict()
+        return evaluate(model, tokens, reference=original, max_tokens=arguments.tokens).to_dict()
 
     rows = []
     for bits in arguments.bits:

@@ -9,7 +9,7 @@ PROGRAMS = 132 * 8
 
 
 @triton.jit
-def _read(source, sink, size, BLOCK: tl.constexpr):  # noqa: N803
+def _read(source, sink, size, BLOCK: tl.constexpr):
     total = tl.zeros((BLOCK,), tl.int32)
     start = tl.program_id(0) * BLOCK
     step = tl.num_programs(0) * BLOCK

@@ -5,6 +5,7 @@ Both return the quantized tensor and the stored bits a weight.
 
 from __future__ import annotations
 
+import itertools
 from statistics import NormalDist
 
 import torch
@@ -17,7 +18,7 @@ def lloyd_max_levels(count: int) -> torch.Tensor:
     normal = NormalDist()
     levels = [normal.inv_cdf((i + 0.5) / count) for i in range(count)]
     for _ in range(5000):
-        edges = [-float("inf"), *((a + b) / 2 for a, b in zip(levels, levels[1:], strict=False))]
+        edges = [-float("inf"), *((a + b) / 2 for a, b in itertools.pairwise(levels))]
         edges.append(float("inf"))
         densities = [0.0 if abs(e) == float("inf") else normal.pdf(e) for e in edges]
         masses = [normal.cdf(e) for e in edges]

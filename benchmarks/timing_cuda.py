@@ -1,8 +1,8 @@
 """How the GPU benchmarks time: CUDA graphs, weights that no cache can serve, medians.
 
-A call is captured once for each of several copies of its weights, 256 MB or more in all, so that the
-L2 cache (50 to 60 MB) never serves them; a replay runs all copies in turn, and the median replay
-divided by the number of calls is the time of one.
+A call is captured once for each of several copies of its weights, 256 MB or more in all, so that
+the L2 cache (50 to 60 MB) never serves them; a replay runs all copies in turn, and the median
+replay divided by the number of calls is the time of one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Slow, obvious versions of what the library computes. For tests only; nothing here is shared with it."""
+"""Slow, obvious versions of what the library computes, sharing nothing with it."""
 
 from __future__ import annotations
 
@@ -25,16 +25,14 @@ def count(dim: int, pulses: int) -> int:
 
 
 def points(dim: int, pulses: int) -> np.ndarray:
-    """All of P(dim, pulses), int16 [N, dim], in index order: a tree of halves, left pulses first."""
+    """All of P(dim, pulses), int16 [N, dim], in index order: a tree of halves."""
 
     @cache
     def tree(d: int, k: int) -> list[tuple[int, ...]]:
         if d == 1:
             return [(k,), (-k,)] if k else [(0,)]
         left = d - d // 2
-        return [
-            x + y for j in range(k + 1) for x in tree(left, j) for y in tree(d // 2, k - j)
-        ]
+        return [x + y for j in range(k + 1) for x in tree(left, j) for y in tree(d // 2, k - j)]
 
     return np.array(tree(dim, pulses), dtype=np.int16).reshape(-1, dim)
 
@@ -76,7 +74,7 @@ def direction_error(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def dequantize(
     y: np.ndarray, gain_code: np.ndarray, row_scale: np.ndarray, levels: np.ndarray
 ) -> np.ndarray:
-    """Weights float64 [rows, groups * dim] of y [rows, groups, dim] and gain_code [rows, groups]."""
+    """Weights [rows, groups * dim] of y [rows, groups, dim] and gain_code [rows, groups]."""
     norm = np.sqrt((y.astype(np.float64) ** 2).sum(-1, keepdims=True))
     direction = np.divide(y, norm, out=np.zeros(y.shape), where=norm > 0)
     amplitude = row_scale.astype(np.float64)[:, None] * levels.astype(np.float64)[gain_code]

@@ -50,7 +50,8 @@ def test_index_bits_hold_every_point_and_the_zero_group():
 
 
 @pytest.mark.parametrize(
-    ("dim", "pulses", "word"), [(0, 3, "dim"), (257, 3, "dim"), (4, -1, "pulses"), (4, 4097, "pulses")]
+    ("dim", "pulses", "word"),
+    [(0, 3, "dim"), (257, 3, "dim"), (4, -1, "pulses"), (4, 4097, "pulses")],
 )
 def test_count_refuses_sizes_outside_the_limits(dim, pulses, word):
     with pytest.raises(ValueError, match=word):

@@ -123,7 +123,23 @@ def test_illegal_indices_are_refused(dim, pulses):
             ops.decode(index, dim, pulses, 3)
 
 
-@pytest.mark.parametrize(("dim", "pulses", "groups"), [(8, 6, 5), (16, 28, 3), (3, 2, 11), (32, 50, 7)])
+@pytest.mark.parametrize(("dim", "pulses"), [(2, 3), (8, 6), (12, 7), (16, 27), (32, 50), (64, 96)])
+def test_check_codes_refuses_what_decode_refuses(dim, pulses):
+    total, bits = reference.count(dim, pulses), _core.index_bits(dim, pulses)
+    good = torch.from_numpy(reference.pack([0, total - 1, total], bits).copy())
+    ops.check_codes(torch.stack([good, good]), dim, pulses, 3)
+    ops.check_codes(torch.stack([good, good])[:0], dim, pulses, 3)
+    for illegal in {total + 1, 2**bits - 1}:
+        if not total < illegal < 2**bits:
+            continue
+        bad = torch.from_numpy(reference.pack([0, 1, illegal], bits).copy())
+        with pytest.raises(RuntimeError, match="check_codes: index of row 1 names no point"):
+            ops.check_codes(torch.stack([good, bad, good, bad]), dim, pulses, 3)
+
+
+@pytest.mark.parametrize(
+    ("dim", "pulses", "groups"), [(8, 6, 5), (16, 28, 3), (3, 2, 11), (32, 50, 7)]
+)
 def test_streams_are_packed_without_gaps(dim, pulses, groups):
     rng = np.random.default_rng(5)
     y = random_points(rng, 4 * groups, dim, pulses).reshape(4, groups, dim)
@@ -151,7 +167,9 @@ def test_encode_refuses_vectors_off_the_pyramid():
     y = torch.zeros(2, 3, 8, dtype=torch.int16)
     y[..., 0] = 5
     y[1, 2, 1] = 1
-    with pytest.raises(RuntimeError, match=r"y\[1, 2\] is no point of the pyramid.*magnitudes of 5"):
+    with pytest.raises(
+        RuntimeError, match=r"y\[1, 2\] is no point of the pyramid.*magnitudes of 5"
+    ):
         ops.encode(y, 5)
 
 
@@ -164,9 +182,14 @@ def test_encode_refuses_vectors_off_the_pyramid():
         (lambda y, i: ops.encode(y, 4097), "pulses is 4097"),
         (lambda y, i: ops.encode(torch.zeros(1, 1, 257, dtype=torch.int16), 3), "dim is 257"),
         (lambda y, i: ops.decode(i.short(), 4, 3, 2), "index has dtype int16, expected uint8"),
-        (lambda y, i: ops.decode(i[:, :-1], 4, 3, 2), r"index has shape \[3, 1\], expected \[3, 2\]"),
+        (
+            lambda y, i: ops.decode(i[:, :-1], 4, 3, 2),
+            r"index has shape \[3, 1\], expected \[3, 2\]",
+        ),
         (lambda y, i: ops.decode(i, 4, 3, -1), "groups is -1"),
         (lambda y, i: ops.decode(i, 0, 3, 2), "dim is 0"),
+        (lambda y, i: ops.check_codes(i.short(), 4, 3, 2), "check_codes: index has dtype int16"),
+        (lambda y, i: ops.check_codes(i, 4, 3, 5), r"index has shape .*, expected \[3, 5\]"),
     ],
 )
 def test_bad_arguments_are_named(call, message):

@@ -28,7 +28,9 @@ def decoded(index, gain, row_scale, dim, pulses, gain_bits, law, cols):
             if value != reference.count(dim, pulses):
                 assert reference.rank(points[r, g]) == value
                 y[r, g] = points[r, g]
-    codes = [reference.unpack(row, gain_bits, groups) if gain_bits else [0] * groups for row in gain]
+    codes = [
+        reference.unpack(row, gain_bits, groups) if gain_bits else [0] * groups for row in gain
+    ]
     levels = _core.gain_levels(dim, cols, gain_bits, law)
     scale = row_scale.double().numpy()
     return reference.dequantize(y, np.array(codes, dtype=np.int64), scale, levels)
@@ -94,7 +96,8 @@ def test_zero_rows_and_groups_decode_to_zero(gain_bits):
     assert (back[1] == 0).all()
     assert (back[2, 16:48] == 0).all()
     assert (back[0].view(4, 16).norm(dim=1) > 0).all()
-    assert (back[2, :16].norm() > 0) and (back[2, 48:].norm() > 0)
+    assert back[2, :16].norm() > 0
+    assert back[2, 48:].norm() > 0
 
 
 def test_a_group_too_weak_for_the_lowest_level_becomes_zero():
@@ -198,6 +201,7 @@ def test_operators_pass_opcheck(rows):
     torch.library.opcheck(ops.nearest.default, (w.view(rows, 4, 16), 27))
     torch.library.opcheck(ops.encode.default, (y, 27))
     torch.library.opcheck(ops.decode.default, (code[0], 16, 27, 4))
+    torch.library.opcheck(ops.check_codes.default, (code[0], 16, 27, 4))
     torch.library.opcheck(ops.quantize.default, (w, 16, 27, 4, "lloyd"))
     tail = (16, 27, 4, "lloyd", 64, torch.bfloat16, 32, 3)
     torch.library.opcheck(ops.dequantize.default, (*code, *tail))

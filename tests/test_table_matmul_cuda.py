@@ -73,7 +73,8 @@ def test_product_is_within_one_per_cent(bits, tokens, rows, cols, block):
     x = torch.randn(tokens, cols, generator=torch.Generator().manual_seed(tokens))
     x = x.to(torch.bfloat16 if rows % 3 else torch.float16)
     found = run(x, code, table, scale, bits, block, seed=5)
-    assert found.dtype == x.dtype and found.shape == (tokens, rows)
+    assert found.dtype == x.dtype
+    assert found.shape == (tokens, rows)
     assert relative_error(found, rotate(x.double(), block, 5) @ w.T) < 0.01
 
 

@@ -370,12 +370,12 @@ int decode_cuda(const IndexStreams& streams, int16_t* y, void* stream) {
   return decode(task, streams.rows, *streams.pyramid, stream);
 }
 
-int dequantize_cuda(const CodeView& code, WeightType type, void* w, void* stream) {
+int dequantize_cuda(const CodeView& code, RealType type, void* w, void* stream) {
   DecodeTask task{};
   task.index = code.index, task.groups = code.cols / code.dim;
-  task.output = type == WeightType::kFloat32   ? Output::kFloat32
-                : type == WeightType::kFloat16 ? Output::kFloat16
-                                               : Output::kBFloat16;
+  task.output = type == RealType::kFloat32   ? Output::kFloat32
+                : type == RealType::kFloat16 ? Output::kFloat16
+                                             : Output::kBFloat16;
   task.out = w;
   task.gain = code.gain, task.row_scale = code.row_scale, task.gain_bits = code.gain_bits;
   std::copy_n(code.levels, size_t(1) << code.gain_bits, task.level);

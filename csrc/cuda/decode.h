@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpu/code.h"
+#include "cuda/real_type.h"
 #include "cuda/refusal.h"
 
 namespace pvq {
@@ -20,11 +21,9 @@ struct IndexStreams {
 // y [rows, groups, dim], 16-byte aligned; zero where an index names no point.
 int decode_cuda(const IndexStreams& streams, int16_t* y, void* stream);
 
-enum class WeightType { kFloat32, kFloat16, kBFloat16 };
-
 // w [rows, cols], 16-byte aligned, in float32 rounded once; NaN where an index names no point.
 // code.levels is memory of the host, everything else of the device.
-int dequantize_cuda(const CodeView& code, WeightType type, void* w, void* stream);
+int dequantize_cuda(const CodeView& code, RealType type, void* w, void* stream);
 
 // Reports the groups whose index names no point.
 int check_codes_cuda(const IndexStreams& streams, const Refusal& refusal, void* stream);

@@ -6,13 +6,12 @@
 #include <cstdint>
 #include <vector>
 
+#include "cuda/real_type.h"
 #include "cuda/refusal.h"
 
 namespace pvq {
 
 class Pyramid;
-
-enum class RealType { kFloat32, kFloat16, kBFloat16 };
 
 // y [count, dim] nearest to x [count, dim]; zero, and the vector reported, where x holds NaN or
 // infinity.

@@ -22,7 +22,7 @@ int encode_cuda(const EncodeCuda&, void*) { return kCudaUnavailable; }
 int64_t quantize_cuda_workspace(const QuantizeCuda&) { return 0; }
 int quantize_cuda(const QuantizeCuda&, void*, void*) { return kCudaUnavailable; }
 int decode_cuda(const IndexStreams&, int16_t*, void*) { return kCudaUnavailable; }
-int dequantize_cuda(const CodeView&, WeightType, void*, void*) { return kCudaUnavailable; }
+int dequantize_cuda(const CodeView&, RealType, void*, void*) { return kCudaUnavailable; }
 int check_codes_cuda(const IndexStreams&, const Refusal&, void*) { return kCudaUnavailable; }
 
 int64_t hadamard_cuda_workspace(const HadamardCuda&) { return 0; }

@@ -1,6 +1,7 @@
 // Reads and checks the stored form of a matrix among an operator's arguments.
 #pragma once
 
+#include <atomic>
 #include <string>
 
 #include "core/gain.h"
@@ -37,6 +38,20 @@ struct StoredIndex {
 
 StoredIndex checked_index(const char* op, const Tensor& index, int64_t dim, int64_t pulses,
                           int64_t groups);
+
+// The smallest element that any thread refuses, so that a message does not depend on their timing.
+class FirstRefused {
+ public:
+  void report(int64_t element) {
+    int64_t known = element_;
+    while (known < 0 || element < known)
+      if (element_.compare_exchange_weak(known, element)) return;
+  }
+  int64_t element() const { return element_; }  // -1 if there was none
+
+ private:
+  std::atomic<int64_t> element_ = -1;
+};
 
 // What an operator says when a stored index names no point.
 [[noreturn]] void refuse_index(const char* op, int64_t row);

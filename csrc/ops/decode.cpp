@@ -1,6 +1,5 @@
 // decode, dequantize and check_codes on the CPU.
 #include <algorithm>
-#include <atomic>
 #include <vector>
 
 #include "core/signs.h"
@@ -22,13 +21,13 @@ Tensor decode_cpu(const Tensor& index, int64_t dim, int64_t pulses, int64_t grou
   Tensor y = torch::stable::new_empty(index, {stored.rows, groups, dim}, ScalarType::Short);
   const uint8_t* in = stored.index.const_data_ptr<uint8_t>();
   int16_t* out = y.mutable_data_ptr<int16_t>();
-  std::atomic<int64_t> refused = -1;
+  FirstRefused refused;
   parallel_for(0, stored.rows, row_grain(groups * dim), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
       if (!decode_points(stored.pyramid, in + r * stored.stride, 0, groups, out + r * groups * dim))
-        refused = r;
+        refused.report(r);
   });
-  if (refused >= 0) refuse_index(op, refused);
+  if (refused.element() >= 0) refuse_index(op, refused.element());
   return y;
 }
 
@@ -36,12 +35,12 @@ void check_codes_cpu(const Tensor& index, int64_t dim, int64_t pulses, int64_t g
   constexpr const char* op = "check_codes";
   const StoredIndex stored = checked_index(op, index, dim, pulses, groups);
   const uint8_t* in = stored.index.const_data_ptr<uint8_t>();
-  std::atomic<int64_t> refused = -1;
+  FirstRefused refused;
   parallel_for(0, stored.rows, row_grain(groups * dim), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r)
-      if (!check_indices(stored.pyramid, in + r * stored.stride, 0, groups)) refused = r;
+      if (!check_indices(stored.pyramid, in + r * stored.stride, 0, groups)) refused.report(r);
   });
-  if (refused >= 0) refuse_index(op, refused);
+  if (refused.element() >= 0) refuse_index(op, refused.element());
 }
 
 Tensor dequantize_cpu(const Tensor& index, const Tensor& gain, const Tensor& row_scale, int64_t dim,
@@ -57,14 +56,14 @@ Tensor dequantize_cpu(const Tensor& index, const Tensor& gain, const Tensor& row
   float* out = w.mutable_data_ptr<float>();
   std::vector<uint64_t> signs(block ? sign_word_count(cols) : 0);
   if (block) fill_sign_words(static_cast<uint64_t>(seed), cols, signs.data());
-  std::atomic<int64_t> refused = -1;
+  FirstRefused refused;
   parallel_for(0, rows, row_grain(cols), [&](int64_t begin, int64_t end) {
     std::vector<int16_t> y(cols);
     std::vector<float> scale(groups);
     for (int64_t r = begin; r < end; ++r) {
       float* row = out + r * cols;
       if (!decode_groups(code.view, r, 0, groups, y.data(), scale.data())) {
-        refused = r;
+        refused.report(r);
         continue;
       }
       dequantize_groups(code.view, 0, groups, y.data(), scale.data(), row);
@@ -73,7 +72,7 @@ Tensor dequantize_cpu(const Tensor& index, const Tensor& gain, const Tensor& row
                         cols / block);
     }
   });
-  if (refused >= 0) refuse_index(op, refused);
+  if (refused.element() >= 0) refuse_index(op, refused.element());
   return dtype == ScalarType::Float ? w : torch::stable::to(w, dtype);
 }
 

@@ -10,6 +10,7 @@
 #include "ops/code.h"
 #include "ops/cuda_refusals.h"
 #include "ops/cuda_stream.h"
+#include "ops/cuda_types.h"
 #include "ops/decode.h"
 #include "ops/rotation.h"
 
@@ -78,10 +79,7 @@ Tensor dequantize_on_cuda(const Tensor& index, const Tensor& gain, const Tensor&
   // Rotated weights are rounded after the rotation, and there is no kernel for float64.
   const ScalarType decoded = block != 0 || dtype == ScalarType::Double ? ScalarType::Float : dtype;
   Tensor w = torch::stable::new_empty(index, {code.view.rows, cols}, decoded);
-  const WeightType type = decoded == ScalarType::Float  ? WeightType::kFloat32
-                          : decoded == ScalarType::Half ? WeightType::kFloat16
-                                                        : WeightType::kBFloat16;
-  check_cuda(op, pvq::dequantize_cuda(code.view, type, w.mutable_data_ptr(), stream));
+  check_cuda(op, pvq::dequantize_cuda(code.view, real_type(decoded), w.mutable_data_ptr(), stream));
   if (block) undo_rotation(w, block, seed, stream);
   return decoded == dtype ? w : torch::stable::to(w, dtype);
 }

@@ -98,7 +98,7 @@ Tensor encode_cpu(const Tensor& y, int64_t pulses) {
   const int dim = a.pyramid.view().dim;
   const int16_t* in = points.const_data_ptr<int16_t>();
   uint8_t* out = index.mutable_data_ptr<uint8_t>();
-  std::atomic<int64_t> refused = -1;
+  FirstRefused refused;
   parallel_for(0, a.rows, row_grain(a.groups), [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       int64_t bad = 0;
@@ -106,11 +106,12 @@ Tensor encode_cpu(const Tensor& y, int64_t pulses) {
       if (check_points(row, a.groups, dim, int(pulses), &bad)) {
         encode_points(a.pyramid, row, 0, a.groups, out + r * a.stride);
       } else {
-        refused = r * a.groups + bad;
+        refused.report(r * a.groups + bad);
       }
     }
   });
-  if (refused >= 0) refuse_point(refused / a.groups, refused % a.groups, pulses);
+  if (refused.element() >= 0)
+    refuse_point(refused.element() / a.groups, refused.element() % a.groups, pulses);
   return index;
 }
 
@@ -125,16 +126,16 @@ std::tuple<Tensor, Tensor, Tensor> quantize_cpu(const Tensor& w, int64_t dim, in
   const float* in = input.const_data_ptr<float>();
   const RowCode out = {index.mutable_data_ptr<uint8_t>(), gain.mutable_data_ptr<uint8_t>(),
                        static_cast<uint16_t*>(row_scale.mutable_data_ptr())};
-  std::atomic<int64_t> refused = -1;
+  FirstRefused refused;
   parallel_for(0, a.rows, row_grain(a.groups), [&](int64_t begin, int64_t end) {
     RowQuantizer quantize_row(a.pyramid, a.cols, a.gain_bits, a.levels, a.quality);
     for (int64_t r = begin; r < end; ++r) {
       const RowCode row = {out.index + r * a.index_stride, out.gain + r * a.gain_stride,
                            out.row_scale + r};
-      if (!quantize_row(in + r * a.cols, row)) refused = r;
+      if (!quantize_row(in + r * a.cols, row)) refused.report(r);
     }
   });
-  if (refused >= 0) refuse_row(refused);
+  if (refused.element() >= 0) refuse_row(refused.element());
   return {index, gain, row_scale};
 }
 

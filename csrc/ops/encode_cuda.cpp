@@ -10,6 +10,7 @@
 
 #include "ops/cuda_refusals.h"
 #include "ops/cuda_stream.h"
+#include "ops/cuda_types.h"
 #include "ops/encode.h"
 
 namespace pvq::ops {
@@ -35,9 +36,7 @@ Tensor nearest_cuda(const Tensor& x, int64_t pulses, int64_t quality) {
   const Refusals refusals(x, stream, a.count);
   NearestCuda task{};
   task.x = input.const_data_ptr();
-  task.type = input.scalar_type() == ScalarType::Half       ? RealType::kFloat16
-              : input.scalar_type() == ScalarType::BFloat16 ? RealType::kBFloat16
-                                                            : RealType::kFloat32;
+  task.type = real_type(input.scalar_type());
   task.count = a.count;
   task.dim = a.dim;
   task.pulses = a.pulses;

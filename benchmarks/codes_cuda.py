@@ -1,0 +1,139 @@
+"""Making and undoing codes on a GPU: weights a second, beside a copy of the same bytes.
+
+    python benchmarks/codes_cuda.py [--quick] [--json FILE]
+
+Times are microseconds of one call in a CUDA graph, in which quantize does not wait to refuse NaN;
+calls in turn have other arrays, 256 MB and more in all, so that memory serves them. The copy moves
+as many bytes as the operator must read and write. The figure to hold is for an H200: quantize at
+D = 16 and quality 1; the exit status says whether it does there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import timing_cuda
+import torch
+
+import pvq
+
+SHAPES = ((8192, 8192), (28672, 8192))
+CODES = ((8, 16), (16, 28), (32, 56))  # dim, pulses
+GAIN_BITS = 3
+DTYPES = (torch.float32, torch.bfloat16)
+WEIGHTS_A_SECOND = 1e9  # to hold
+
+ops = torch.ops.pvq
+Code = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def copy_time(nbytes: int) -> float:
+    """Microseconds of a copy that reads and writes `nbytes` together."""
+    copies = timing_cuda.copies_for(nbytes, least=2)
+    arrays = [torch.zeros(nbytes // 2, dtype=torch.uint8, device="cuda") for _ in range(copies)]
+    target = torch.empty_like(arrays[0])
+    return timing_cuda.time_calls([functools.partial(target.copy_, x) for x in arrays])
+
+
+def measure(
+    name: str, weights: int, nbytes: int, calls: list[Callable[[], object]]
+) -> dict[str, object]:
+    """One row of results; `nbytes` are read and written by one call."""
+    microseconds = timing_cuda.time_calls(calls)
+    copy = copy_time(nbytes)
+    return {
+        "operator": name,
+        "microseconds": microseconds,
+        "weights_a_second": 1e6 * weights / microseconds,
+        "gigabytes_a_second": 1e-3 * nbytes / microseconds,
+        "copy_microseconds": copy,
+        "copies": microseconds / copy,
+    }
+
+
+def measure_code(rows: int, cols: int, dim: int, pulses: int) -> list[dict[str, object]]:
+    """All operators of one code and one shape."""
+    weights, groups = rows * cols, cols // dim
+    copies = timing_cuda.copies_for(4 * weights, least=2)
+    matrices = [torch.randn(rows, cols, device="cuda") for _ in range(copies)]
+    options = (dim, pulses, GAIN_BITS, "lloyd")
+    codes: list[Code] = [ops.quantize(w, *options) for w in matrices]
+    index_bytes = codes[0][0].nbytes
+    code_bytes = sum(t.nbytes for t in codes[0])
+    results = [
+        measure(
+            f"quantize, quality {quality}",
+            weights,
+            4 * weights + code_bytes,
+            [functools.partial(ops.quantize, w, *options, quality) for w in matrices],
+        )
+        for quality in (0, 1, 2)
+    ]
+    del matrices
+    points = [ops.decode(code[0], dim, pulses, groups) for code in codes]
+    encode = [functools.partial(ops.encode, y, pulses) for y in points]
+    results.append(measure("encode", weights, 2 * weights + index_bytes, encode))
+    del points, encode
+    decode = [functools.partial(ops.decode, code[0], dim, pulses, groups) for code in codes]
+    results.append(measure("decode", weights, 2 * weights + index_bytes, decode))
+    for dtype in DTYPES:
+        dequantize = [
+            functools.partial(ops.dequantize, *code, *options, cols, dtype) for code in codes
+        ]
+        nbytes = dtype.itemsize * weights + code_bytes
+        results.append(measure(f"dequantize, {str(dtype)[6:]}", weights, nbytes, dequantize))
+    place = {"rows": rows, "cols": cols, "dim": dim, "pulses": pulses}
+    return [place | result for result in results]
+
+
+def show(row: dict[str, object]) -> None:
+    """One line of the table."""
+    print(
+        f"| {row['operator']} | {row['rows']}x{row['cols']} | {row['dim']} | {row['pulses']} "
+        f"| {row['microseconds']:.0f} | {1e-9 * float(str(row['weights_a_second'])):.1f} "
+        f"| {row['gigabytes_a_second']:.0f} | {row['copies']:.1f} |",
+        flush=True,
+    )
+
+
+def main() -> int:
+    """Measures, prints and writes; 1 if the figure is missed on an H200."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--quick", action="store_true", help="only the smaller shape")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
+    arguments = parser.parse_args()
+    if not (torch.cuda.is_available() and pvq.build_info()["cuda"]):
+        print("needs a CUDA device, and pvq built where nvcc is found", file=sys.stderr)
+        return 2
+
+    machine = timing_cuda.machine()
+    print("; ".join(f"{name}: {value}" for name, value in machine.items()))
+    print(f"gain bits: {GAIN_BITS}\n")
+    print("| operator | shape | D | K | us | 10^9 weights/s | GB/s | times a copy |")
+    print("|---|---|---|---|---|---|---|---|")
+    results: list[dict[str, object]] = []
+    for rows, cols in SHAPES[:1] if arguments.quick else SHAPES:
+        for dim, pulses in CODES:
+            for row in measure_code(rows, cols, dim, pulses):
+                results.append(row)
+                show(row)
+            torch.cuda.empty_cache()
+    if arguments.json:
+        report = {"machine": machine, "gain_bits": GAIN_BITS, "rows": results}
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    missed = any(
+        row["operator"] == "quantize, quality 1"
+        and row["dim"] == 16
+        and float(str(row["weights_a_second"])) < WEIGHTS_A_SECOND
+        for row in results
+    )
+    return 1 if missed and "H200" in str(machine["gpu"]) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
