@@ -95,6 +95,28 @@ def test_figures_rise_with_the_rate(tmp_path, text_file, capsys):
     assert divergence[4.25] < 0.05 < 0.2 < divergence[2.25] < 1.5
 
 
+def test_the_table_code_goes_the_whole_path(tmp_path, text_file, capsys):
+    out = tmp_path / "out"
+    result = result_of(
+        capsys, "quantize", TINY, out, "--code", "table", "--bits", 3,
+        "--override", "*.down_proj:bits=4", "--override", "*.o_proj:code=pyramid,bits=3.25",
+        "--override", "*.1.self_attn.o_proj:gain-bits=2",
+    )  # fmt: skip
+    layers = {layer["name"]: layer["config"] for layer in result["layers"]}
+    assert layers["model.layers.0.mlp.up_proj"]["code"] == "table"
+    assert layers["model.layers.0.mlp.down_proj"]["bits"] == 4
+    assert layers["model.layers.1.self_attn.o_proj"]["gain_bits"] == 2
+    assert main(["info", str(out), "--layers"]) == 0
+    text = capsys.readouterr().out
+    assert "table 3 bits" in text
+    assert "pyramid D=16 K=28 gain 3" in text
+    assert "code table 3 bits" in (out / "README.md").read_text()
+    figures = result_of(
+        capsys, "eval", out, "--text", text_file, "--against", TINY, "--tokens", 2048
+    )
+    assert 0.01 < figures["kl_divergence"] < 0.3
+
+
 def test_quantize_reports_every_layer(tmp_path, capsys):
     out = tmp_path / "out"
     result = result_of(
@@ -171,6 +193,11 @@ def test_help_teaches(command, capsys):
         (["quantize", "a", "b", "--override", "bits=3"], "expected PATTERN:KEY=VALUE"),
         (["quantize", "a", "b", "--override", "*:bits"], "'bits' is not KEY=VALUE"),
         (["quantize", "a", "b", "--override", "*:bit=3"], "unknown choice 'bit'"),
+        (["quantize", "a", "b", "--code", "trellis"], "invalid choice: 'trellis'"),
+        (["quantize", "a", "b", "--code", "table"], "needs bits: choose 2, 3 or 4"),
+        (["quantize", "a", "b", "--code", "table", "--bits", "2.5"], "choose 2, 3 or 4"),
+        (["quantize", "a", "b", "--code", "table", "--pulses", "9"], "unknown choice 'pulses'"),
+        (["quantize", "a", "b", "--override", "*:code=table"], "bits=3.25 is out of reach"),
         (["eval", "a"], "required: --text"),
     ],
 )

@@ -65,6 +65,55 @@ def test_round_trip_is_bit_exact(small_llama, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_round_trip_of_the_table_code(small_llama, tmp_path, bits):
+    model = quantized(small_llama(tie_word_embeddings=True), PVQConfig(bits, code="table"),
+                      embeddings=True, head=True)  # fmt: skip
+    expected = logits(model)
+    model.save_pretrained(tmp_path)
+    stored = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    assert stored["default"]["code"] == "table"
+    assert "model.layers.0.mlp.up_proj.code" in load_file(tmp_path / "model.safetensors")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert same_state(model, loaded)
+    assert torch.equal(logits(loaded), expected)
+
+
+def test_codes_may_differ_from_layer_to_layer(small_llama, tmp_path):
+    model = quantized(
+        small_llama(),
+        PVQConfig(2, code="table", seed=3),
+        overrides={
+            "*.v_proj": {"bits": 4},
+            "*.o_proj": {"code": "pyramid", "bits": 3.25, "dim": 8},
+            "*.layers.1.mlp.*": PVQConfig(2.25),
+        },
+    )
+    model.save_pretrained(tmp_path / "a")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    assert same_state(model, loaded)
+    layers = loaded.model.layers
+    assert layers[0].self_attn.q_proj.config == PVQConfig(2, code="table", seed=3).for_cols(64)
+    assert layers[0].self_attn.v_proj.config.bits == 4
+    assert layers[0].self_attn.o_proj.config.code == PVQConfig(3.25, dim=8).code
+    assert layers[0].self_attn.o_proj.config.seed == 3
+    assert layers[1].mlp.up_proj.config == PVQConfig(2.25).for_cols(64)
+    assert layers[1].mlp.up_proj.layout == "planes"
+    assert layers[1].self_attn.q_proj.layout == "index"
+    assert torch.allclose(logits(model), logits(loaded), atol=1e-5)
+    loaded.save_pretrained(tmp_path / "b")
+    assert same_state(model, AutoModelForCausalLM.from_pretrained(tmp_path / "b"))
+
+
+def test_checkpoints_without_a_code_are_pyramids(small_llama, tmp_path):
+    model = quantized(small_llama())
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["quantization_config"]["default"].pop("code") == "pyramid"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert same_state(model, AutoModelForCausalLM.from_pretrained(tmp_path))
+
+
 def test_loaded_model_is_the_saved_model(small_llama, tmp_path):
     model = quantized(small_llama())
     model.save_pretrained(tmp_path)
