@@ -14,6 +14,25 @@ def _table_fragments_fake(code: Tensor, table: Tensor, bits: int) -> Tensor:
     return code.new_empty((TABLE_BYTES + tiles * TILE_ROWS * code.shape[1],))
 
 
+@torch.library.register_fake("pvq::table_codes")
+def _table_codes_fake(fragments: Tensor, rows: int, cols: int, bits: int) -> Tensor:
+    return fragments.new_empty((rows, cols * bits // 8))
+
+
+@torch.library.register_fake("pvq::table_rows")
+def _table_rows_fake(
+    fragments: Tensor,
+    row_scale: Tensor,
+    ids: Tensor,
+    bits: int,
+    cols: int,
+    dtype: torch.dtype,
+    block: int = 0,
+    seed: int = 0,
+) -> Tensor:
+    return fragments.new_empty((ids.shape[0], cols), dtype=dtype)
+
+
 @torch.library.register_fake("pvq::table_expand")
 def _table_expand_fake(
     fragments: Tensor, row_scale: Tensor, bits: int, dtype: torch.dtype
