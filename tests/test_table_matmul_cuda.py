@@ -207,3 +207,34 @@ def test_operators_pass_opcheck_and_compile():
         return ops.table_matmul_fragments(x, fragments, scale, 3, 128, 1) + 1
 
     assert torch.equal(torch.compile(layer, fullgraph=True)(x), layer(x))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("block", [0, 128, 640])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_gradient_is_that_of_the_dense_product(bits, block, dtype):
+    code, table, scale, w = random_code(37, 640, bits)
+    fragments, scale = ops.table_fragments(code.cuda(), table, bits), scale.cuda()
+    tolerance = 2e-3 if dtype == torch.float16 else 1.6e-2
+    for shape in [(1,), (2, 9), ()]:
+        generator = torch.Generator().manual_seed(len(shape))
+        x = torch.randn(*shape, 640, generator=generator).to(dtype).cuda().requires_grad_()
+        g = torch.randn(*shape, 37, generator=generator).to(dtype)
+        y = ops.table_matmul_fragments(x, fragments, scale, bits, block, 3)
+        y.backward(g.cuda())
+        expected = (g.double() @ w).view(-1, 640)
+        if block:  # back: the transpose of the rotation, whose matrix is rotate(identity)
+            expected = expected @ rotate(torch.eye(640, dtype=torch.float64), block, 3).T
+        assert x.grad.dtype == dtype
+        assert relative_error(x.grad.view(-1, 640), expected) < tolerance
+
+
+def test_gradient_of_a_gradient():
+    code, table, scale, w = random_code(16, 128, 2)
+    fragments, scale = ops.table_fragments(code.cuda(), table, 2), scale.cuda()
+    x = torch.randn(3, 128).half().cuda().requires_grad_()
+    y = ops.table_matmul_fragments(x, fragments, scale, 2)
+    (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), x)
+    expected = 2 * (torch.ones(3, 128, dtype=torch.float64) @ w.T) @ w
+    assert relative_error(second, expected) < 0.02

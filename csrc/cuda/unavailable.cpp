@@ -3,7 +3,9 @@
 #include "cuda/decode.h"
 #include "cuda/encode.h"
 #include "cuda/hadamard.h"
+#include "cuda/table_fragments.h"
 #include "cuda/table_matmul.h"
+#include "cuda/table_stored.h"
 
 namespace pvq {
 
@@ -35,6 +37,16 @@ int table_expand_cuda(const uint8_t*, const uint16_t*, int64_t, int64_t, int, Fl
                       void*) {
   return kCudaUnavailable;
 }
+int fragments_from_codes_cuda(const TableWords&, const uint8_t*, int64_t, int64_t, int, uint8_t*,
+                              void*) {
+  return kCudaUnavailable;
+}
+int codes_from_fragments_cuda(const uint8_t*, int64_t, int64_t, int, uint8_t*, void*) {
+  return kCudaUnavailable;
+}
+int rows_from_fragments_cuda(const FragmentRows&, void*) { return kCudaUnavailable; }
+int table_quantize_cuda(const TableQuantizeCuda&, void*) { return kCudaUnavailable; }
+int table_dequantize_cuda(const TableView&, RealType, void*, void*) { return kCudaUnavailable; }
 bool table_product_supported() { return false; }
 bool table_product_block_supported(int64_t) { return false; }
 int64_t table_product_workspace(const TableProduct&) { return 0; }

@@ -6,12 +6,12 @@
 // it once for codes that come from outside.
 #include "cuda/decode.h"
 
-#include "cuda/hadamard.h"
 #include "ops/code.h"
 #include "ops/cuda_refusals.h"
 #include "ops/cuda_stream.h"
 #include "ops/cuda_types.h"
 #include "ops/decode.h"
+#include "ops/hadamard.h"
 #include "ops/rotation.h"
 
 namespace pvq::ops {
@@ -47,23 +47,6 @@ void check_codes_cuda(const Tensor& index, int64_t dim, int64_t pulses, int64_t 
   if (refused >= 0) refuse_index(op, refused / groups);
 }
 
-// In place, on weights that were just made: contiguous and aligned.
-void undo_rotation(const Tensor& w, int64_t block, int64_t seed, void* stream) {
-  if (w.numel() == 0) return;
-  HadamardCuda task{};
-  task.in = task.out = w.mutable_data_ptr();
-  task.type = HadamardType::kFloat32;
-  task.size = w.numel();
-  task.cols = w.size(1);
-  task.block = static_cast<int>(block);
-  task.has_signs = true;
-  task.seed = static_cast<uint64_t>(seed);
-  task.inverse = true;
-  const Tensor workspace =
-      torch::stable::new_empty(w, {hadamard_cuda_workspace(task)}, ScalarType::Byte);
-  check_cuda("dequantize", hadamard_cuda(task, workspace.mutable_data_ptr(), stream));
-}
-
 }  // namespace
 
 Tensor dequantize_on_cuda(const Tensor& index, const Tensor& gain, const Tensor& row_scale,
@@ -80,7 +63,7 @@ Tensor dequantize_on_cuda(const Tensor& index, const Tensor& gain, const Tensor&
   const ScalarType decoded = block != 0 || dtype == ScalarType::Double ? ScalarType::Float : dtype;
   Tensor w = torch::stable::new_empty(index, {code.view.rows, cols}, decoded);
   check_cuda(op, pvq::dequantize_cuda(code.view, real_type(decoded), w.mutable_data_ptr(), stream));
-  if (block) undo_rotation(w, block, seed, stream);
+  if (block) hadamard_on_cuda_(w, block, seed, /*inverse=*/true);
   return decoded == dtype ? w : torch::stable::to(w, dtype);
 }
 

@@ -8,6 +8,7 @@
 
 #include <tuple>
 
+#include "ops/aligned.h"
 #include "ops/cuda_refusals.h"
 #include "ops/cuda_stream.h"
 #include "ops/cuda_types.h"
@@ -17,13 +18,6 @@ namespace pvq::ops {
 namespace {
 
 using torch::stable::accelerator::DeviceGuard;
-
-// Contiguous and on a 16-byte boundary, copied if need be: what the kernels' vector loads want.
-Tensor aligned(const Tensor& t) {
-  const Tensor dense = torch::stable::contiguous(t);
-  const bool fits = reinterpret_cast<uintptr_t>(dense.const_data_ptr()) % 16 == 0;
-  return fits ? dense : torch::stable::clone(dense);
-}
 
 Tensor nearest_cuda(const Tensor& x, int64_t pulses, int64_t quality) {
   constexpr const char* op = "nearest";

@@ -135,6 +135,10 @@ Tensor hadamard_on_cuda(const Tensor& x, int64_t block, std::optional<int64_t> s
   return hadamard<transform_cuda>(x, block, seed, inverse);
 }
 
+void hadamard_on_cuda_(const Tensor& x, int64_t block, std::optional<int64_t> seed, bool inverse) {
+  hadamard_<transform_cuda>(x, block, seed, inverse);
+}
+
 STABLE_TORCH_LIBRARY_IMPL(pvq, CPU, m) {
   m.impl("hadamard", TORCH_BOX(&hadamard<transform_cpu>));
   m.impl("hadamard_", TORCH_BOX(&hadamard_<transform_cpu>));

@@ -49,6 +49,10 @@ STABLE_TORCH_LIBRARY(pvq, m) {
       "table_matmul_transposed(Tensor g, Tensor code, Tensor row_scale, int bits, int cols,"
       " int block=0, int seed=0) -> Tensor");
   m.def("table_fragments(Tensor code, Tensor table, int bits) -> Tensor");
+  m.def("table_codes(Tensor fragments, int rows, int cols, int bits) -> Tensor");
+  m.def(
+      "table_rows(Tensor fragments, Tensor row_scale, Tensor ids, int bits, int cols,"
+      " ScalarType dtype, int block=0, int seed=0) -> Tensor");
   m.def("table_expand(Tensor fragments, Tensor row_scale, int bits, ScalarType dtype) -> Tensor");
   m.def(
       "table_matmul_fragments(Tensor x, Tensor fragments, Tensor row_scale, int bits, int block=0,"

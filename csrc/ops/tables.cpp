@@ -11,32 +11,21 @@
 #include "cpu/table_quantize.h"
 #include "cpu/table_tiles.h"
 #include "ops/matmul.h"
+#include "ops/tables.h"
 
 namespace pvq::ops {
-namespace {
 
-using torch::stable::parallel_for;
+void check_table_bits(const char* op, int64_t bits) { check_range(op, "bits", bits, 2, 4); }
 
-// Rows for a thread at once: some ten thousand weights at least.
-int64_t row_grain(int64_t cols) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, cols)); }
-
-void check_bits(const char* op, int64_t bits) { check_range(op, "bits", bits, 2, 4); }
-
-void check_columns(const char* op, const char* name, int64_t cols) {
+void check_table_columns(const char* op, const char* name, int64_t cols) {
   PVQ_CHECK(cols >= 0 && cols % kTableStep == 0, "pvq::", op, ": ", name, " is ", cols,
             ", expected a multiple of ", kTableStep);
 }
 
-// The stored form, checked, with the tensors that keep its memory alive.
-struct StoredTable {
-  TableView view;
-  Tensor code, row_scale;
-};
-
 StoredTable checked_table(const char* op, const Tensor& code, const Tensor& row_scale, int64_t bits,
                           int64_t cols) {
-  check_bits(op, bits);
-  check_columns(op, "cols", cols);
+  check_table_bits(op, bits);
+  check_table_columns(op, "cols", cols);
   check_dtype(op, "code", code, {ScalarType::Byte});
   check_dtype(op, "row_scale", row_scale, {ScalarType::BFloat16});
   check_rank(op, "row_scale", row_scale, 1);
@@ -50,13 +39,27 @@ StoredTable checked_table(const char* op, const Tensor& code, const Tensor& row_
   return stored;
 }
 
-std::tuple<Tensor, Tensor> table_quantize_cpu(const Tensor& w, int64_t bits) {
-  constexpr const char* op = "table_quantize";
-  check_bits(op, bits);
+void check_table_weights(const char* op, const Tensor& w, int64_t bits) {
+  check_table_bits(op, bits);
   check_dtype(op, "w", w, {ScalarType::Float});
   check_rank(op, "w", w, 2);
+  check_table_columns(op, "the number of columns of w", w.size(1));
+}
+
+void refuse_table_row(int64_t row) {
+  fail("pvq::table_quantize: row ", row, " of w holds NaN or infinity, expected finite weights");
+}
+
+namespace {
+
+using torch::stable::parallel_for;
+
+// Rows for a thread at once: some ten thousand weights at least.
+int64_t row_grain(int64_t cols) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, cols)); }
+
+std::tuple<Tensor, Tensor> table_quantize_cpu(const Tensor& w, int64_t bits) {
+  check_table_weights("table_quantize", w, bits);
   const int64_t rows = w.size(0), cols = w.size(1);
-  check_columns(op, "the number of columns of w", cols);
   const Tensor input = as_contiguous(w);
   const int64_t row_bytes = table_row_bytes(int(bits), cols);
   Tensor code = torch::stable::new_empty(w, {rows, row_bytes}, ScalarType::Byte);
@@ -75,8 +78,7 @@ std::tuple<Tensor, Tensor> table_quantize_cpu(const Tensor& w, int64_t bits) {
         refused = r;
     }
   });
-  PVQ_CHECK(refused < 0, "pvq::table_quantize: row ", int64_t(refused),
-            " of w holds NaN or infinity, expected finite weights");
+  if (refused >= 0) refuse_table_row(refused);
   return {code, row_scale};
 }
 

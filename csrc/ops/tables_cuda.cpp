@@ -1,4 +1,4 @@
-// Table codes on the GPU: fragments, their expansion, and the fused product.
+// Table codes on the GPU in fragments: their expansion, and the fused product.
 #include <vector>
 
 #include "cuda/table_matmul.h"
@@ -29,36 +29,6 @@ int64_t checked_columns(const char* op, const Tensor& fragments, int64_t rows, i
 
 FloatType float_type(ScalarType dtype) {
   return dtype == ScalarType::Half ? FloatType::kFloat16 : FloatType::kBFloat16;
-}
-
-Tensor table_fragments(const Tensor& code, const Tensor& table, int64_t bits) {
-  constexpr const char* op = "table_fragments";
-  check_bits(op, bits);
-  check_dtype(op, "code", code, {ScalarType::Byte});
-  check_rank(op, "code", code, 2);
-  const int64_t entries = bits == 4 ? 2 : 4;
-  check_dtype(op, "table", table, {ScalarType::Char});
-  check_shape(op, "table", table, {256, entries});
-  PVQ_CHECK(table.is_cpu(), "pvq::table_fragments: table is on a GPU, expected it on the CPU");
-  const int64_t rows = code.size(0), cols = code.size(1) * 8 / bits;
-  PVQ_CHECK(cols % kChunkCols == 0 && cols * bits / 8 == code.size(1),
-            "pvq::table_fragments: code has ", code.size(1),
-            " bytes a row, expected those of "
-            "a multiple of ",
-            kChunkCols, " columns at ", bits, " bits");
-  const DeviceGuard guard(code.get_device_index());
-  const Tensor host = torch::stable::contiguous(table);
-  const uint8_t* bytes = static_cast<const uint8_t*>(host.const_data_ptr());
-  std::vector<uint32_t> words(256, 0);
-  for (int64_t i = 0; i < 256 * entries; ++i)
-    words[i / entries] |= uint32_t(bytes[i]) << (8 * (i % entries));
-  const Tensor source = torch::stable::contiguous(code);
-  Tensor fragments = torch::stable::new_empty(code, {table_fragment_bytes(rows, cols, int(bits))},
-                                              ScalarType::Byte);
-  check_cuda(op, table_fragments_cuda(source.const_data_ptr<uint8_t>(), words.data(), rows, cols,
-                                      int(bits), fragments.mutable_data_ptr<uint8_t>(),
-                                      current_cuda_stream(code)));
-  return fragments;
 }
 
 Tensor table_expand(const Tensor& fragments, const Tensor& row_scale, int64_t bits,
@@ -138,7 +108,6 @@ Tensor table_matmul_fragments(const Tensor& x, const Tensor& fragments, const Te
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(pvq, CUDA, m) {
-  m.impl("table_fragments", TORCH_BOX(&table_fragments));
   m.impl("table_expand", TORCH_BOX(&table_expand));
   m.impl("table_matmul_fragments", TORCH_BOX(&table_matmul_fragments));
 }

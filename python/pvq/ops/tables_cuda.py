@@ -1,4 +1,10 @@
-"""Fake-tensor rules of the GPU operators of the table codes."""
+"""Rules of the GPU operators of the table codes.
+
+The fused product is linear in its activations but for their rounding, so its gradient is that of
+the dense product: the incoming gradient times the expanded weights, rotated back.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +18,25 @@ TILE_ROWS = 16
 def _table_fragments_fake(code: Tensor, table: Tensor, bits: int) -> Tensor:
     tiles = (code.shape[0] + TILE_ROWS - 1) // TILE_ROWS
     return code.new_empty((TABLE_BYTES + tiles * TILE_ROWS * code.shape[1],))
+
+
+@torch.library.register_fake("pvq::table_codes")
+def _table_codes_fake(fragments: Tensor, rows: int, cols: int, bits: int) -> Tensor:
+    return fragments.new_empty((rows, cols * bits // 8))
+
+
+@torch.library.register_fake("pvq::table_rows")
+def _table_rows_fake(
+    fragments: Tensor,
+    row_scale: Tensor,
+    ids: Tensor,
+    bits: int,
+    cols: int,
+    dtype: torch.dtype,
+    block: int = 0,
+    seed: int = 0,
+) -> Tensor:
+    return fragments.new_empty((ids.shape[0], cols), dtype=dtype)
 
 
 @torch.library.register_fake("pvq::table_expand")
@@ -35,3 +60,22 @@ def _table_matmul_fragments_fake(
     residual: bool = False,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], row_scale.shape[0]))
+
+
+def _keep_matrix(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, fragments, row_scale, ctx.bits, ctx.block, ctx.seed, *rest = inputs
+    ctx.others = 5 + len(rest)
+    ctx.save_for_backward(fragments, row_scale)
+
+
+def _matmul_fragments_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    fragments, row_scale = ctx.saved_tensors
+    x_grad = grad @ torch.ops.pvq.table_expand(fragments, row_scale, ctx.bits, grad.dtype)
+    if ctx.block:
+        x_grad = torch.ops.pvq.hadamard(x_grad, ctx.block, ctx.seed, True)
+    return x_grad, *[None] * ctx.others
+
+
+torch.library.register_autograd(
+    "pvq::table_matmul_fragments", _matmul_fragments_backward, setup_context=_keep_matrix
+)
