@@ -43,9 +43,19 @@ def relative_error(found, expected):
     return float((found.double().cpu() - expected).norm() / expected.norm())
 
 
-def run(x, code, table, scale, bits, block=0, seed=0):
+def run(x, code, table, scale, bits, block=0, seed=0, residual=False):
     fragments = ops.table_fragments(code.cuda(), table, bits)
-    return ops.table_matmul_fragments(x.cuda(), fragments, scale.cuda(), bits, block, seed)
+    return ops.table_matmul_fragments(
+        x.cuda(), fragments, scale.cuda(), bits, block, seed, residual
+    )
+
+
+def activations(tokens, cols, dtype=torch.float16, outliers=False):
+    """Gaussian, or with a few columns a hundred times larger."""
+    x = torch.randn(tokens, cols, generator=torch.Generator().manual_seed(tokens))
+    if outliers:
+        x[:, [3, cols // 3, cols - 1]] *= 100
+    return x.to(dtype)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
@@ -60,18 +70,18 @@ def test_expansion_is_exact(bits, rows, cols, dtype):
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-@pytest.mark.parametrize("tokens", [1, 2, 3, 8, 9, 16, 17, 100])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 8, 9, 16, 17, 32, 33, 64, 65, 150])
 @pytest.mark.parametrize(
     ("rows", "cols", "block"),
     [
         (16, 128, 0), (40, 256, 128), (300, 1024, 1024), (2304, 512, 512), (4096, 4096, 256),
         (100, 5120, 1024), (64, 14336, 1024), (48, 28672, 512), (33, 1280, 0), (24, 11008, 256),
+        (530, 640, 32), (257, 384, 2),
     ],
 )  # fmt: skip
 def test_product_is_within_one_per_cent(bits, tokens, rows, cols, block):
     code, table, scale, w = random_code(rows, cols, bits, seed=rows)
-    x = torch.randn(tokens, cols, generator=torch.Generator().manual_seed(tokens))
-    x = x.to(torch.bfloat16 if rows % 3 else torch.float16)
+    x = activations(tokens, cols, torch.bfloat16 if rows % 3 else torch.float16)
     found = run(x, code, table, scale, bits, block, seed=5)
     assert found.dtype == x.dtype
     assert found.shape == (tokens, rows)
@@ -79,28 +89,51 @@ def test_product_is_within_one_per_cent(bits, tokens, rows, cols, block):
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_product_of_exactly_representable_activations_is_exact(bits):
+@pytest.mark.parametrize("tokens", [1, 2, 4, 5, 8, 20, 70])
+@pytest.mark.parametrize("outliers", [False, True])
+@pytest.mark.parametrize(("rows", "cols", "block"), [(300, 2048, 1024), (130, 8192, 256)])
+def test_residual_pass_is_within_a_thousandth(bits, tokens, outliers, rows, cols, block):
+    code, table, scale, w = random_code(rows, cols, bits, seed=rows)
+    x = activations(tokens, cols, outliers=outliers)
+    found = run(x, code, table, scale, bits, block, seed=5, residual=True)
+    assert relative_error(found, rotate(x.double(), block, 5) @ w.T) < 1e-3
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 30])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(tokens, poison):
+    code, table, scale, _ = random_code(64, 1024, 2)
+    x = activations(tokens, 1024)
+    x[tokens - 1, 700] = poison
+    y = run(x, code, table, scale, 2, 256)
+    assert not y[-1].isfinite().any()
+    assert y[:-1].isfinite().all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("tokens", [1, 3, 10, 80])
+def test_product_of_exactly_representable_activations_is_exact(bits, tokens):
     """Integers up to 127 with the largest in every group: int8 holds them, so only y rounds."""
     code, table, scale, w = random_code(256, 1024, bits)
-    x = torch.randint(-127, 128, (3, 1024), generator=torch.Generator().manual_seed(0)).half()
+    x = torch.randint(-127, 128, (tokens, 1024), generator=torch.Generator().manual_seed(0)).half()
     x[:, ::128] = 127
     expected = x.double() @ w.T
     assert torch.allclose(run(x, code, table, scale, bits).double().cpu(), expected, rtol=2**-10)
 
 
 @pytest.mark.parametrize("bits", [2, 4])
-def test_rotation_tames_outliers(bits):
+@pytest.mark.parametrize("tokens", [2, 12, 40])
+def test_rotation_tames_outliers(bits, tokens):
     code, table, scale, w = random_code(512, 4096, bits)
-    x = torch.randn(2, 4096, generator=torch.Generator().manual_seed(1))
-    x[:, 7] *= 200
-    x = x.half()
+    x = activations(tokens, 4096, outliers=True)
     found = run(x, code, table, scale, bits, 1024, 3)
     assert relative_error(found, rotate(x.double(), 1024, 3) @ w.T) < 0.01
 
 
-def test_results_repeat_bit_for_bit():
+@pytest.mark.parametrize("tokens", [5, 16, 32, 100])
+def test_results_repeat_bit_for_bit(tokens):
     code, table, scale, _ = random_code(4096, 4096, 2)
-    x = torch.randn(5, 4096, generator=torch.Generator().manual_seed(2)).half()
+    x = activations(tokens, 4096)
     first = run(x, code, table, scale, 2, 256)
     for _ in range(5):
         assert torch.equal(run(x, code, table, scale, 2, 256), first)

@@ -17,8 +17,22 @@
 
 namespace pvq {
 
-constexpr uint32_t kTableAddress = 0x10000;
 constexpr int kTableRowBytes = 256;
+// Sums start here: the bits of 1.5 * 2^23, whose float value plus n is 12582912 + n, so that an
+// int32 sum below 2^22 becomes a float by a subtraction.
+constexpr int kMagicBits = 0x4B400000;
+constexpr float kMagic = 12582912.0f;
+
+// The table, a copy a lane.
+__device__ __forceinline__ void fill_table(const uint8_t* fragments, uint8_t* table, int threads) {
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(fragments);
+#pragma unroll 4
+  for (int row = threadIdx.x / 8; row < 256; row += threads / 8) {
+    const uint32_t word = __ldg(words + row);
+    reinterpret_cast<uint4*>(table + row * kTableRowBytes)[threadIdx.x % 8] =
+        make_uint4(word, word, word, word);
+  }
+}
 
 // Address of code byte `kByte` of `word`: byte 1 is the code, the rest comes from the lane's base.
 template <int kByte>
@@ -26,11 +40,33 @@ __device__ __forceinline__ uint32_t table_address(uint32_t word, uint32_t lane_b
   return byte_permute(word, lane_base, 0x7604 | kByte << 4);
 }
 
-__device__ __forceinline__ void look_up(uint32_t word, uint32_t lane_base, uint32_t (&entry)[4]) {
-  entry[0] = load_shared_word(table_address<0>(word, lane_base));
-  entry[1] = load_shared_word(table_address<1>(word, lane_base));
-  entry[2] = load_shared_word(table_address<2>(word, lane_base));
-  entry[3] = load_shared_word(table_address<3>(word, lane_base));
+// Reads entries from the table in shared memory, the lane's own copy.
+struct LaneTable {
+  uint32_t lane_base;
+
+  template <int kByte>
+  __device__ __forceinline__ uint32_t entry(uint32_t word) const {
+    return load_shared_word(table_address<kByte>(word, lane_base));
+  }
+};
+
+// Reads them through a function of the code.
+template <class Entry>
+struct AnyTable {
+  Entry read;
+
+  template <int kByte>
+  __device__ __forceinline__ uint32_t entry(uint32_t word) const {
+    return read(word >> (8 * kByte) & 255);
+  }
+};
+
+template <class Table>
+__device__ __forceinline__ void look_up(uint32_t word, const Table& table, uint32_t (&entry)[4]) {
+  entry[0] = table.template entry<0>(word);
+  entry[1] = table.template entry<1>(word);
+  entry[2] = table.template entry<2>(word);
+  entry[3] = table.template entry<3>(word);
 }
 
 template <int kBits>
@@ -48,13 +84,12 @@ struct TableChunk<2> {
   __device__ __forceinline__ void load(uint32_t from, int lane) {
     codes = load_shared_vector(from + lane * 16);
   }
-  template <int kStep>
-  __device__ __forceinline__ void decode(uint32_t lane_base, uint32_t (&a)[4]) const {
-    look_up(kStep == 0   ? codes.x
-            : kStep == 1 ? codes.y
-            : kStep == 2 ? codes.z
-                         : codes.w,
-            lane_base, a);
+  __device__ __forceinline__ void load_global(const uint8_t* from, int lane) {
+    codes = __ldg(reinterpret_cast<const uint4*>(from) + lane);
+  }
+  template <int kStep, class Table>
+  __device__ __forceinline__ void decode(const Table& table, uint32_t (&a)[4]) const {
+    look_up(kStep == 0 ? codes.x : kStep == 1 ? codes.y : kStep == 2 ? codes.z : codes.w, table, a);
   }
 };
 
@@ -75,13 +110,13 @@ struct TableChunk<3> {
     codes = load_shared_vector(from + lane * 16);
     signs = load_shared_pair(from + 512 + lane * 8);
   }
-  template <int kStep>
-  __device__ __forceinline__ void decode(uint32_t lane_base, uint32_t (&a)[4]) const {
-    look_up(kStep == 0   ? codes.x
-            : kStep == 1 ? codes.y
-            : kStep == 2 ? codes.z
-                         : codes.w,
-            lane_base, a);
+  __device__ __forceinline__ void load_global(const uint8_t* from, int lane) {
+    codes = __ldg(reinterpret_cast<const uint4*>(from) + lane);
+    signs = __ldg(reinterpret_cast<const uint2*>(from + 512) + lane);
+  }
+  template <int kStep, class Table>
+  __device__ __forceinline__ void decode(const Table& table, uint32_t (&a)[4]) const {
+    look_up(kStep == 0 ? codes.x : kStep == 1 ? codes.y : kStep == 2 ? codes.z : codes.w, table, a);
     const uint32_t word = kStep < 2 ? signs.x : signs.y;
 #pragma unroll
     for (int r = 0; r < 4; ++r) a[r] ^= byte_signs(word << (4 * (kStep & 1) + r));
@@ -102,12 +137,16 @@ struct TableChunk<4> {
     codes[0] = load_shared_vector(from + lane * 16);
     codes[1] = load_shared_vector(from + 512 + lane * 16);
   }
-  template <int kStep>
-  __device__ __forceinline__ void decode(uint32_t lane_base, uint32_t (&a)[4]) const {
+  __device__ __forceinline__ void load_global(const uint8_t* from, int lane) {
+    codes[0] = __ldg(reinterpret_cast<const uint4*>(from) + lane);
+    codes[1] = __ldg(reinterpret_cast<const uint4*>(from) + 32 + lane);
+  }
+  template <int kStep, class Table>
+  __device__ __forceinline__ void decode(const Table& table, uint32_t (&a)[4]) const {
     const uint4& v = codes[kStep >> 1];
     uint32_t low[4], high[4];
-    look_up(kStep & 1 ? v.z : v.x, lane_base, low);
-    look_up(kStep & 1 ? v.w : v.y, lane_base, high);
+    look_up(kStep & 1 ? v.z : v.x, table, low);
+    look_up(kStep & 1 ? v.w : v.y, table, high);
     constexpr uint32_t kLowHalves = 0x5410;
     a[0] = byte_permute(low[0], low[1], kLowHalves);
     a[1] = byte_permute(low[2], low[3], kLowHalves);

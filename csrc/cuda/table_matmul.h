@@ -7,23 +7,18 @@
 // multiple of 128.
 #pragma once
 
-#include <cstdint>
+#include "cuda/fragments.h"
 
 namespace pvq {
 
-constexpr int kTileRows = 16;
-constexpr int kChunkCols = 128;
-constexpr int kMaxProductTokens = 16;  // of one launch; more tokens go through a dense scratch
-
-enum class FloatType { kFloat16, kBFloat16 };
+constexpr int kNarrowRows = 8;  // of activations, for which the product has a kernel of its own
 
 constexpr int64_t table_chunk_bytes(int bits) { return kTileRows * kChunkCols * bits / 8; }
-constexpr int64_t table_tiles(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 // The 256 words of the table (word i holds the entries of code i, int8, first weight lowest) stand
 // in front of the fragments.
 constexpr int64_t kTableBytes = 256 * 4;
 constexpr int64_t table_fragment_bytes(int64_t rows, int64_t cols, int bits) {
-  return kTableBytes + table_tiles(rows) * (cols / kChunkCols) * table_chunk_bytes(bits);
+  return kTableBytes + tiles_of(rows) * (cols / kChunkCols) * table_chunk_bytes(bits);
 }
 
 // fragments [table_fragment_bytes] from code [rows, cols * bits / 8] and the table's words, which
@@ -40,25 +35,22 @@ struct TableProduct {
   const uint16_t* row_scale;  // [rows] bfloat16
   const void* x;              // [tokens, cols] of `type`, 16-byte aligned
   void* y;                    // [tokens, rows] of `type`
-  void* workspace;            // table_product_workspace bytes
+  void* workspace;            // table_product_workspace bytes, 16-byte aligned
   int64_t rows, cols;         // cols a multiple of 128 and of block
   int tokens;                 // 1 to kMaxProductTokens
   int bits;                   // 2, 3 or 4
-  int block;                  // 0 (no rotation) or as table_product_block_supported says
+  int block;                  // 0 (no rotation) or as product_block_supported says
   uint64_t seed;
+  bool residual;  // activations in two int8 passes, 15 bits
   FloatType type;
 };
 
-// True if the current device can run table_product_cuda: compute capability 9.0 or newer with 227
-// KB of shared memory a block.
-bool table_product_supported();
-// Blocks that the product rotates itself: powers of two from 128 to 1024, and 0.
-bool table_product_block_supported(int64_t block);
 int64_t table_product_workspace(const TableProduct& task);
 
 // y = rotate(x) W^T with int8 activations (one scale a token and 128 columns) and exact int32 sums
-// of 128 columns, added up in float32 in a fixed order. One launch where the rotated activations
-// fit the shared memory (one or two tokens), two launches beyond. Returns a cudaError_t.
+// of 128 columns, added up in float32 in a fixed order. The residual pass quantizes what rounding
+// left once more. One launch for one or two tokens whose rotated activations fit the shared memory,
+// two launches beyond. Returns a cudaError_t.
 int table_product_cuda(const TableProduct& task, void* stream);
 
 }  // namespace pvq

@@ -1,11 +1,13 @@
-// The product kernel of the table codes; csrc/cuda/table_product_{2,3,4}.cu instantiate it.
+// The product kernel of the table codes for up to 8 rows of activations (tokens, or tokens and
+// their residuals); csrc/cuda/table_product_{2,3,4}.cu instantiate it. table_wide.cuh has the one
+// for more.
 //
 // A block of 16 warps owns a run of tiles (16 rows each) and walks over the whole depth: warp w
 // takes chunk (128 columns) 16 i + w of every tile, so its activations are the same for all tiles
 // and stay in registers, and sums of a tile meet once, in shared memory, in a fixed order.
 //
 //   shared memory, by address           0x10000           0x20000
-//   | activations, scales, (fused form) | table, a copy a lane | ring of codes | partial sums |
+//   | activations (fused form)          | table, a copy a lane | ring of codes | partial sums |
 //
 // Weights come through a ring of asynchronous copies that are private to a lane: it reads the 16
 // bytes that it copied itself, so the main loop has no barrier. (A ring in registers ran at half
@@ -20,8 +22,10 @@
 
 #include <algorithm>
 
+#include "cuda/activations.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/product_output.cuh"
 #include "cuda/ptx.cuh"
-#include "cuda/table_activations.cuh"
 #include "cuda/table_decode.cuh"
 #include "cuda/table_product_task.h"
 
@@ -29,40 +33,40 @@ namespace pvq {
 
 constexpr int kWarps = 16;
 constexpr int kThreads = kWarps * 32;
-constexpr int kSharedBytes = 227 * 1024;
-// Sums start here: the bits of 1.5 * 2^23, whose float value plus n is 12582912 + n, so that an
-// int32 sum below 2^22 becomes a float by a subtraction.
-constexpr int kMagicBits = 0x4B400000;
-constexpr float kMagic = 12582912.0f;
 
-template <int kBits, int kTokenTiles, int J>
+template <int kBits>
 struct ProductShape {
   using Chunk = TableChunk<kBits>;
-  static constexpr int kTokens = 8 * kTokenTiles;
   static constexpr int kStageBytes = kWarps * Chunk::kBytes;
   // 48 to 64 KB in flight: an H200 needs some 32 KB an SM to keep its memory busy.
   static constexpr int kStages = kBits == 2 ? 6 : kBits == 3 ? 5 : 4;
-  static constexpr int kRingAddress = kTableAddress + 256 * kTableRowBytes;
+  static constexpr int kRingAddress = kTableEnd;
   static constexpr int kSumsAddress = kRingAddress + kStages * kStageBytes;
-  // Shared addresses start at 1 KB; what lies below belongs to the system.
-  static constexpr int kFirstAddress = 1024;
-  static constexpr int kOffsetsAddress = kSharedBytes + kFirstAddress - kTokens * 4;
+  static constexpr int kOffsetsAddress = kEndAddress - kNarrowRows * 4;
   static constexpr int kSumsBytes = kOffsetsAddress - kSumsAddress;
-  static_assert(kSumsBytes >= kThreads * 8 * 4, "the exchange of the rotation must fit");
 };
 
-template <int kBits, int kTokenTiles, int J>
-__global__ void __launch_bounds__(kThreads, 1) table_product_kernel(const ProductTask task) {
+// Floats between the sums of one row of activations and the next: with 16, the lanes of a warp that
+// write two rows would meet in a bank.
+__host__ __device__ inline int sums_stride(int rows) { return rows == 1 ? kTileRows : 20; }
+
+// What the launch adds to the task: passes over the columns (a warp takes J chunks a pass), and how
+// many tiles' partial sums fit the shared memory.
+struct NarrowPlan {
+  int passes, group;
+};
+
+template <int kBits, int J>
+__global__ void __launch_bounds__(kThreads, 1)
+    table_product_kernel(const __grid_constant__ ProductTask task, const NarrowPlan plan) {
 #if __CUDA_ARCH__ >= 900
-  using Shape = ProductShape<kBits, kTokenTiles, J>;
+  using Shape = ProductShape<kBits>;
   using Chunk = typename Shape::Chunk;
-  constexpr int kTokens = Shape::kTokens;
   extern __shared__ __align__(1024) uint8_t shared[];
-  const int base = static_cast<int>(shared_address(shared));
-  if (base > Shape::kFirstAddress) __trap();
+  const SharedWindow window(shared);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const Activations& x = task.activations;
-  const int tokens = x.tokens, chunks = task.chunks;
+  const int rows = x.rows(), chunks = task.chunks;
 
   // --- the block's tiles, and the first copies
   const int tiles = (task.rows + kTileRows - 1) / kTileRows;
@@ -70,12 +74,12 @@ __global__ void __launch_bounds__(kThreads, 1) table_product_kernel(const Produc
   const int num_tiles = int(int64_t(blockIdx.x + 1) * tiles / gridDim.x) - first_tile;
   const int64_t tile_bytes = int64_t(chunks) * Chunk::kBytes;
   const uint8_t* origin =
-      task.fragments + kTableBytes + first_tile * tile_bytes + warp * Chunk::kBytes;
+      task.weights + kTableBytes + first_tile * tile_bytes + warp * Chunk::kBytes;
   const uint8_t* next = origin;
   int copy_group = 0, copy_pass = 0, copy_tile = 0;
   int copy_chunk = warp;  // of the tile; J * 16 a pass
-  int copy_group_tiles = min(task.group, num_tiles);
-  const uint32_t ring = Shape::kRingAddress + warp * Chunk::kBytes;
+  int copy_group_tiles = min(plan.group, num_tiles);
+  const uint32_t ring = window.address(Shape::kRingAddress) + warp * Chunk::kBytes;
   constexpr uint32_t kRingBytes = Shape::kStages * Shape::kStageBytes;
   uint32_t write_slot = ring;
   const auto copy_next = [&](int j) {  // j: the chunk's number within the pass
@@ -88,10 +92,10 @@ __global__ void __launch_bounds__(kThreads, 1) table_product_kernel(const Produc
     if (j == J - 1) {
       if (++copy_tile == copy_group_tiles) {
         copy_tile = 0;
-        if (++copy_pass == task.passes) {
+        if (++copy_pass == plan.passes) {
           copy_pass = 0;
           copy_group += copy_group_tiles;
-          copy_group_tiles = min(task.group, num_tiles - copy_group);
+          copy_group_tiles = min(plan.group, num_tiles - copy_group);
         }
       }
       copy_chunk = warp + copy_pass * J * kWarps;
@@ -102,78 +106,76 @@ __global__ void __launch_bounds__(kThreads, 1) table_product_kernel(const Produc
 #pragma unroll
   for (int stage = 0; stage < Shape::kStages - 1; ++stage) copy_next(stage % J);
 
-  // --- the table, a copy a lane
-  {
-    uint8_t* table = shared + (kTableAddress - base);
-    const uint32_t* words = reinterpret_cast<const uint32_t*>(task.fragments);
-#pragma unroll
-    for (int row = thread / 8; row < 256; row += kThreads / 8) {
-      const uint32_t word = words[row];
-      reinterpret_cast<uint4*>(table + row * kTableRowBytes)[thread % 8] =
-          make_uint4(word, word, word, word);
-    }
-  }
+  fill_table(task.weights, shared + (kTableAddress - kFirstAddress), kThreads);
 
   // --- the activations
-  float* sums = reinterpret_cast<float*>(shared + (Shape::kSumsAddress - base));
-  float* offset = reinterpret_cast<float*>(shared + (Shape::kOffsetsAddress - base));
-  QuantizedActivations<kTokens> a{task.values, task.scale, task.sum};
-  wait_for_previous_kernel();
-  allow_next_kernel();
-  if (!task.values) {
-    a.scale = reinterpret_cast<float*>(shared);
-    a.sum = a.scale + chunks * kTokens;
-    a.values = reinterpret_cast<int8_t*>(a.sum + chunks * kTokens);
-    for (int token = 0; token < tokens; ++token)
-      for (int64_t column = thread * 8; column - thread * 8 < x.cols; column += kThreads * 8)
-        quantize_octet(x, token, column, sums, a);
+  float* sums = reinterpret_cast<float*>(shared + (Shape::kSumsAddress - kFirstAddress));
+  float* offset = reinterpret_cast<float*>(shared + (Shape::kOffsetsAddress - kFirstAddress));
+  QuantizedActivations a = task.quantized;
+  if (!a.values) {
+    a = QuantizedActivations::at(shared, chunks, rows, 1);
+    const PieceRotation rotation(x.block);
+    wait_for_previous_kernel();
+    allow_next_kernel();
+    for (int token = 0; token < x.tokens; ++token) {
+      switch (pieces_at_once(x.cols, x.block, kWarps)) {
+        case 1:
+          quantize_columns<1, 1>(x, rotation, a, token, warp * kPieceCols);
+          break;
+        case 2:
+          quantize_columns<2, 1>(x, rotation, a, token, warp * (2 * kPieceCols));
+          break;
+        default:
+          for (int64_t first = warp * (4 * kPieceCols); first < x.cols; first += kThreads * 32)
+            quantize_columns<4, 1>(x, rotation, a, token, first);
+      }
+    }
+  } else {
+    wait_for_previous_kernel();
+    allow_next_kernel();
   }
   __syncthreads();
-  if (kBits == 3) {
-    for (int token = warp; token < tokens; token += kWarps) {
-      float total = 0;
-      for (int chunk = lane; chunk < chunks; chunk += 32) total += a.sum[chunk * kTokens + token];
-      for (int distance = 16; distance > 0; distance /= 2)
-        total += __shfl_xor_sync(~0u, total, distance);
-      if (lane == 0) offset[token] = total;
-    }
+  if (kBits == 3 && warp < rows) {
+    float total = 0;
+    for (int chunk = lane; chunk < chunks; chunk += 32)
+      total += a.scales[chunk * a.stride + warp].sum;
+    for (int distance = 16; distance > 0; distance /= 2)
+      total += __shfl_xor_sync(~0u, total, distance);
+    if (lane == 0) offset[warp] = total;
   }
 
   // --- the product
-  const uint32_t lane_base = kTableAddress | lane * 4;
+  const LaneTable table{window.address(kTableAddress) | uint32_t(lane * 4)};
   const int row = lane / 4, quarter = lane % 4;  // of the fragment
+  const int stride = sums_stride(rows);
   const int magic[4] = {kMagicBits, kMagicBits, kMagicBits, kMagicBits};
   uint32_t read_slot = ring;
-  for (int group = 0; group < num_tiles; group += task.group) {
-    const int group_tiles = min(task.group, num_tiles - group);
-    for (int pass = 0; pass < task.passes; ++pass) {
-      uint4 b[J][kTokenTiles][2];
-      float2 scale[J][kTokenTiles];
+  for (int group = 0; group < num_tiles; group += plan.group) {
+    const int group_tiles = min(plan.group, num_tiles - group);
+    for (int pass = 0; pass < plan.passes; ++pass) {
+      uint4 b[J][2];
+      float2 scale[J];
 #pragma unroll
       for (int j = 0; j < J; ++j) {
         const int chunk = (pass * J + j) * kWarps + warp;
+        b[j][0] = b[j][1] = make_uint4(0, 0, 0, 0);
+        scale[j] = make_float2(0, 0);
+        if (chunk < chunks) {
+          if (row < rows) {
 #pragma unroll
-        for (int n = 0; n < kTokenTiles; ++n) {
-          b[j][n][0] = b[j][n][1] = make_uint4(0, 0, 0, 0);
-          scale[j][n] = make_float2(0, 0);
-          if (chunk < chunks) {
-            const int token = n * 8 + row, pair = n * 8 + 2 * quarter;
-            if (token < tokens) {
-              const uint4* from = reinterpret_cast<const uint4*>(a.values + token * x.cols +
-                                                                 chunk * kChunkCols + quarter * 32);
-              b[j][n][0] = from[0];
-              b[j][n][1] = from[1];
-            }
-            if (pair < tokens) scale[j][n].x = a.scale[chunk * kTokens + pair];
-            if (pair + 1 < tokens) scale[j][n].y = a.scale[chunk * kTokens + pair + 1];
+            for (int h = 0; h < 2; ++h)
+              b[j][h] = *reinterpret_cast<const uint4*>(a.piece(chunk, row, 2 * quarter + h));
           }
+          const ChunkScale* scales = a.scales + chunk * a.stride + 2 * quarter;
+          if (2 * quarter < rows) scale[j].x = scales[0].scale;
+          if (2 * quarter + 1 < rows) scale[j].y = scales[1].scale;
         }
       }
 
-      float* partial = sums + warp * kTileRows * tokens;
+      float* partial = sums + warp * rows * stride;
 #pragma unroll 1
       for (int tile = 0; tile < group_tiles; ++tile) {
-        float out[kTokenTiles][4] = {};
+        float out[4] = {};
 #pragma unroll
         for (int j = 0; j < J; ++j) {
           cp_async_wait<Shape::kStages - 2>();
@@ -183,58 +185,49 @@ __global__ void __launch_bounds__(kThreads, 1) table_product_kernel(const Produc
           if (read_slot == ring + kRingBytes) read_slot = ring;
           copy_next((j + Shape::kStages - 1) % J);
           uint32_t w[4][4];
-          chunk.template decode<0>(lane_base, w[0]);
-          chunk.template decode<1>(lane_base, w[1]);
-          chunk.template decode<2>(lane_base, w[2]);
-          chunk.template decode<3>(lane_base, w[3]);
+          chunk.template decode<0>(table, w[0]);
+          chunk.template decode<1>(table, w[1]);
+          chunk.template decode<2>(table, w[2]);
+          chunk.template decode<3>(table, w[3]);
+          int sum[4];
+          mma_int8(sum, w[0], b[j][0].x, b[j][0].y, magic);
+          mma_int8(sum, w[1], b[j][0].z, b[j][0].w, sum);
+          mma_int8(sum, w[2], b[j][1].x, b[j][1].y, sum);
+          mma_int8(sum, w[3], b[j][1].z, b[j][1].w, sum);
 #pragma unroll
-          for (int n = 0; n < kTokenTiles; ++n) {
-            int sum[4];
-            mma_int8(sum, w[0], b[j][n][0].x, b[j][n][0].y, magic);
-            mma_int8(sum, w[1], b[j][n][0].z, b[j][n][0].w, sum);
-            mma_int8(sum, w[2], b[j][n][1].x, b[j][n][1].y, sum);
-            mma_int8(sum, w[3], b[j][n][1].z, b[j][n][1].w, sum);
-#pragma unroll
-            for (int i = 0; i < 4; ++i)
-              out[n][i] = __fmaf_rn(__int_as_float(sum[i]) - kMagic,
-                                    i & 1 ? scale[j][n].y : scale[j][n].x, out[n][i]);
-          }
+          for (int i = 0; i < 4; ++i)
+            out[i] =
+                __fmaf_rn(__int_as_float(sum[i]) - kMagic, i & 1 ? scale[j].y : scale[j].x, out[i]);
         }
 #pragma unroll
-        for (int n = 0; n < kTokenTiles; ++n)
-#pragma unroll
-          for (int i = 0; i < 4; ++i) {
-            const int token = n * 8 + 2 * quarter + (i & 1);
-            if (token < tokens) {
-              float* place = partial + (row + (i >> 1) * 8) * tokens + token;
-              *place = pass ? *place + out[n][i] : out[n][i];
-            }
+        for (int i = 0; i < 4; ++i) {
+          const int column = 2 * quarter + (i & 1);
+          if (column < rows) {
+            float* place = partial + column * stride + row + (i >> 1) * 8;
+            *place = pass ? *place + out[i] : out[i];
           }
-        partial += kWarps * kTileRows * tokens;
+        }
+        partial += kWarps * rows * stride;
       }
     }
 
     // --- the group's sums over the warps
     __syncthreads();
-    const int outputs = group_tiles * kTileRows * tokens;
+    const int outputs = group_tiles * kTileRows * x.tokens;
     for (int i = thread; i < outputs; i += kThreads) {
       const int in_tile = i % kTileRows, tile = i / kTileRows % group_tiles;
       const int token = i / (kTileRows * group_tiles);
-      const float* from = sums + (tile * kWarps * kTileRows + in_tile) * tokens + token;
-      float sum = 0;
+      float total = 0;
+      for (int slot = 0; slot < x.slots; ++slot) {
+        const int column = token * x.slots + slot;
+        const float* from = sums + (tile * kWarps * rows + column) * stride + in_tile;
+        float sum = 0;
 #pragma unroll
-      for (int w = 0; w < kWarps; ++w) sum += from[w * kTileRows * tokens];
-      if (kBits == 3) sum = 2 * sum + offset[token];
-      const int64_t out_row = (first_tile + group + tile) * kTileRows + in_tile;
-      if (out_row < task.rows) {
-        const float value = sum * __uint_as_float(uint32_t(task.row_scale[out_row]) << 16);
-        const int64_t place = token * int64_t(task.rows) + out_row;
-        if (x.type == FloatType::kFloat16) {
-          static_cast<__half*>(task.y)[place] = __float2half_rn(value);
-        } else {
-          static_cast<__nv_bfloat16*>(task.y)[place] = __float2bfloat16_rn(value);
-        }
+        for (int w = 0; w < kWarps; ++w) sum += from[w * rows * stride];
+        total += kBits == 3 ? 2 * sum + offset[column] : sum;
       }
+      const int64_t out_row = (first_tile + group + tile) * kTileRows + in_tile;
+      if (out_row < task.rows) write_output(task, token, out_row, total);
     }
     __syncthreads();
   }
@@ -242,66 +235,42 @@ __global__ void __launch_bounds__(kThreads, 1) table_product_kernel(const Produc
 }
 
 // Launches one instance; the grid is one block an SM, or one a tile where there are fewer.
-template <int kBits, int kTokenTiles, int J>
-int launch_table_product(ProductTask task, int multiprocessors, cudaStream_t stream) {
-  using Shape = ProductShape<kBits, kTokenTiles, J>;
-  const auto kernel = table_product_kernel<kBits, kTokenTiles, J>;
-  static_assert(Shape::kSumsBytes > 0);
-  const int tiles = int(table_tiles(task.rows));
-  const int grid = std::min(tiles, multiprocessors);
-  task.passes = (task.chunks + J * kWarps - 1) / (J * kWarps);
-  task.group =
-      Shape::kSumsBytes / (kWarps * kTileRows * task.activations.tokens * int(sizeof(float)));
-  // The launch before the first of a device sets the attribute; setting it again costs little.
-  cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
-  if (error != cudaSuccess) return error;
-  cudaLaunchAttribute overlap{};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = kThreads;
-  config.dynamicSmemBytes = kSharedBytes;
-  config.stream = stream;
-  config.attrs = &overlap;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, task);
+template <int kBits, int J>
+int launch_table_product(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
+  using Shape = ProductShape<kBits>;
+  const int rows = task.activations.rows();
+  NarrowPlan plan;
+  plan.passes = (task.chunks + J * kWarps - 1) / (J * kWarps);
+  plan.group = Shape::kSumsBytes / (kWarps * rows * sums_stride(rows) * int(sizeof(float)));
+  static_assert(Shape::kSumsBytes >= kWarps * kNarrowRows * 20 * 4);
+  const int grid = std::min(int(tiles_of(task.rows)), multiprocessors);
+  const auto kernel = table_product_kernel<kBits, J>;
+  return launch_overlapped(kernel, dim3(unsigned(grid)), kThreads, kSharedBytes, 1, stream, task,
+                           plan);
 }
 
-// Picks the instance for the task's tokens and columns. Activations of a pass stay in registers: 8
-// a chunk and token tile, which bounds the chunks of a pass.
+// Picks the instance for the task's columns. Activations of a pass stay in registers, 8 a chunk,
+// which bounds the chunks of a pass.
 template <int kBits>
 int launch_table_product(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
+  constexpr int kMost = 7;
   const int chunks = (task.chunks + kWarps - 1) / kWarps;  // of a warp
-  const bool one_tile = task.activations.tokens <= 8;
-  const int most = one_tile ? 7 : 3, passes = (chunks + most - 1) / most;
-  const int per_pass = (chunks + passes - 1) / passes;
-  if (!one_tile) {
-    switch (per_pass) {
-      case 1:
-        return launch_table_product<kBits, 2, 1>(task, multiprocessors, stream);
-      case 2:
-        return launch_table_product<kBits, 2, 2>(task, multiprocessors, stream);
-      default:
-        return launch_table_product<kBits, 2, 3>(task, multiprocessors, stream);
-    }
-  }
-  switch (per_pass) {
+  const int passes = (chunks + kMost - 1) / kMost;
+  switch ((chunks + passes - 1) / passes) {
     case 1:
-      return launch_table_product<kBits, 1, 1>(task, multiprocessors, stream);
+      return launch_table_product<kBits, 1>(task, multiprocessors, stream);
     case 2:
-      return launch_table_product<kBits, 1, 2>(task, multiprocessors, stream);
+      return launch_table_product<kBits, 2>(task, multiprocessors, stream);
     case 3:
-      return launch_table_product<kBits, 1, 3>(task, multiprocessors, stream);
+      return launch_table_product<kBits, 3>(task, multiprocessors, stream);
     case 4:
-      return launch_table_product<kBits, 1, 4>(task, multiprocessors, stream);
+      return launch_table_product<kBits, 4>(task, multiprocessors, stream);
     case 5:
-      return launch_table_product<kBits, 1, 5>(task, multiprocessors, stream);
+      return launch_table_product<kBits, 5>(task, multiprocessors, stream);
     case 6:
-      return launch_table_product<kBits, 1, 6>(task, multiprocessors, stream);
+      return launch_table_product<kBits, 6>(task, multiprocessors, stream);
     default:
-      return launch_table_product<kBits, 1, 7>(task, multiprocessors, stream);
+      return launch_table_product<kBits, 7>(task, multiprocessors, stream);
   }
 }
 

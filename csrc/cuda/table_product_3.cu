@@ -1,10 +1,10 @@
-// The products of the 3-bit table code.
+// The products of the 3-bit table code with up to 8 rows of activations.
 #include "cuda/table_product.cuh"
 
 namespace pvq {
 
-int table_product_3(const ProductTask& task, int multiprocessors, void* stream) {
-  return launch_table_product<3>(task, multiprocessors, static_cast<cudaStream_t>(stream));
+int table_product_3(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
+  return launch_table_product<3>(task, multiprocessors, stream);
 }
 
 }  // namespace pvq

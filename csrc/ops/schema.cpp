@@ -56,7 +56,7 @@ STABLE_TORCH_LIBRARY(pvq, m) {
   m.def("table_expand(Tensor fragments, Tensor row_scale, int bits, ScalarType dtype) -> Tensor");
   m.def(
       "table_matmul_fragments(Tensor x, Tensor fragments, Tensor row_scale, int bits, int block=0,"
-      " int seed=0) -> Tensor");
+      " int seed=0, bool residual=False) -> Tensor");
 }
 
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {

@@ -18,7 +18,7 @@ int64_t checked_columns(const char* op, const Tensor& fragments, int64_t rows, i
   check_dtype(op, "fragments", fragments, {ScalarType::Byte});
   check_rank(op, "fragments", fragments, 1);
   const int64_t bytes = fragments.numel() - kTableBytes;
-  const int64_t column_of_chunks = table_tiles(rows) * table_chunk_bytes(int(bits));
+  const int64_t column_of_chunks = tiles_of(rows) * table_chunk_bytes(int(bits));
   PVQ_CHECK(fragments.is_contiguous() && bytes >= 0 &&
                 (column_of_chunks ? bytes % column_of_chunks == 0 : bytes == 0),
             "pvq::", op, ": fragments has ", fragments.numel(),
@@ -61,7 +61,7 @@ Tensor multiply_expanded(const Tensor& x, const Tensor& fragments, const Tensor&
 }
 
 Tensor table_matmul_fragments(const Tensor& x, const Tensor& fragments, const Tensor& row_scale,
-                              int64_t bits, int64_t block, int64_t seed) {
+                              int64_t bits, int64_t block, int64_t seed, bool residual) {
   constexpr const char* op = "table_matmul_fragments";
   check_bits(op, bits);
   check_dtype(op, "x", x, {ScalarType::Half, ScalarType::BFloat16});
@@ -78,8 +78,7 @@ Tensor table_matmul_fragments(const Tensor& x, const Tensor& fragments, const Te
   shape.back() = rows;
   const int64_t tokens = cols ? x.numel() / cols : 0;
   if (tokens == 0 || rows == 0) return torch::stable::new_zeros(x, shape);
-  if (tokens > kMaxProductTokens || !table_product_supported() ||
-      !table_product_block_supported(block))
+  if (tokens > kMaxProductTokens || !products_supported() || !product_block_supported(block))
     return multiply_expanded(x, fragments, row_scale, bits, {block, seed});
 
   Tensor input = torch::stable::contiguous(x);
@@ -97,6 +96,7 @@ Tensor table_matmul_fragments(const Tensor& x, const Tensor& fragments, const Te
   task.bits = int(bits);
   task.block = int(block);
   task.seed = uint64_t(seed);
+  task.residual = residual;
   task.type = float_type(x.scalar_type());
   const int64_t bytes = table_product_workspace(task);
   Tensor workspace = torch::stable::new_empty(x, {bytes}, ScalarType::Byte);

@@ -51,7 +51,13 @@ def _table_expand_fake(
 
 @torch.library.register_fake("pvq::table_matmul_fragments")
 def _table_matmul_fragments_fake(
-    x: Tensor, fragments: Tensor, row_scale: Tensor, bits: int, block: int = 0, seed: int = 0
+    x: Tensor,
+    fragments: Tensor,
+    row_scale: Tensor,
+    bits: int,
+    block: int = 0,
+    seed: int = 0,
+    residual: bool = False,
 ) -> Tensor:
     return x.new_empty((*x.shape[:-1], row_scale.shape[0]))
 

@@ -1,0 +1,11 @@
+// The products of planes of 4 bits.
+#include "cuda/plane_wide.cuh"
+
+namespace pvq {
+
+int plane_product_4(const ProductTask& task, int group, int multiprocessors, cudaStream_t stream) {
+  return group == 8 ? launch_plane_wide<4, 8>(task, multiprocessors, stream)
+                    : launch_plane_wide<4, 16>(task, multiprocessors, stream);
+}
+
+}  // namespace pvq

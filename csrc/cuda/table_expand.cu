@@ -1,0 +1,111 @@
+// Table codes back to dense weights.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "cuda/table_decode.cuh"
+#include "cuda/table_matmul.h"
+
+namespace pvq {
+namespace {
+
+constexpr int kBlockThreads = 256;
+
+__device__ uint32_t pack(float low, float high, __half) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+__device__ uint32_t pack(float low, float high, __nv_bfloat16) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+// A warp expands a chunk: a lane has 32 neighbouring columns of two rows, and writes 16 bytes of
+// them at a time. The table lies in shared memory once: conflicts cost less here than copies.
+template <int kBits, class T>
+__global__ void __launch_bounds__(kBlockThreads)
+    expand_kernel(const uint8_t* __restrict__ fragments, const uint16_t* __restrict__ row_scale,
+                  int64_t rows, int64_t cols, int64_t num_chunks, T* __restrict__ w) {
+  using Chunk = TableChunk<kBits>;
+  __shared__ uint32_t table[256];
+  table[threadIdx.x] = reinterpret_cast<const uint32_t*>(fragments)[threadIdx.x];
+  __syncthreads();
+  const int lane = threadIdx.x % 32;
+  const int64_t chunks = cols / kChunkCols;  // of a tile
+  const int64_t warps = int64_t(gridDim.x) * (kBlockThreads / 32);
+  for (int64_t place = (blockIdx.x * int64_t(kBlockThreads) + threadIdx.x) / 32; place < num_chunks;
+       place += warps) {
+    Chunk chunk;
+    chunk.load_global(fragments + kTableBytes + place * Chunk::kBytes, lane);
+    const int64_t first_row = place / chunks * kTileRows + lane / 4;
+    const int64_t col = place % chunks * kChunkCols + lane % 4 * 32;
+    float scale[2];
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      const int64_t row = first_row + 8 * u;
+      scale[u] = row < rows ? __uint_as_float(uint32_t(row_scale[row]) << 16) : 0.0f;
+    }
+    const auto write_step = [&](int step, const uint32_t (&a)[4]) {
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        uint32_t out[4];
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+#pragma unroll
+          for (int i = 0; i < 4; i += 2) {
+            float v[2];
+#pragma unroll
+            for (int k = 0; k < 2; ++k) {
+              const int stored = static_cast<int8_t>(a[2 * h + u] >> (8 * (i + k)));
+              v[k] = scale[u] * static_cast<float>(kBits == 3 ? 2 * stored + 1 : stored);
+            }
+            out[2 * h + i / 2] = pack(v[0], v[1], T());
+          }
+        if (first_row + 8 * u < rows)
+          *reinterpret_cast<uint4*>(w + (first_row + 8 * u) * cols + col + 8 * step) =
+              make_uint4(out[0], out[1], out[2], out[3]);
+      }
+    };
+    const auto read = [&](uint32_t code) { return table[code]; };
+    const AnyTable<decltype(read)> entries{read};
+    uint32_t a[4];
+    chunk.template decode<0>(entries, a);
+    write_step(0, a);
+    chunk.template decode<1>(entries, a);
+    write_step(1, a);
+    chunk.template decode<2>(entries, a);
+    write_step(2, a);
+    chunk.template decode<3>(entries, a);
+    write_step(3, a);
+  }
+}
+
+template <int kBits>
+int expand(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows, int64_t cols,
+           FloatType type, void* w, cudaStream_t stream) {
+  const int64_t num_chunks = tiles_of(rows) * (cols / kChunkCols);
+  if (num_chunks == 0) return cudaSuccess;
+  constexpr int64_t kWarps = kBlockThreads / 32, kMostBlocks = 8192;
+  const int64_t blocks = (num_chunks + kWarps - 1) / kWarps;
+  const auto grid = unsigned(blocks < kMostBlocks ? blocks : kMostBlocks);
+  if (type == FloatType::kFloat16) {
+    expand_kernel<kBits><<<grid, kBlockThreads, 0, stream>>>(fragments, row_scale, rows, cols,
+                                                             num_chunks, static_cast<__half*>(w));
+  } else {
+    expand_kernel<kBits><<<grid, kBlockThreads, 0, stream>>>(
+        fragments, row_scale, rows, cols, num_chunks, static_cast<__nv_bfloat16*>(w));
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+int table_expand_cuda(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows,
+                      int64_t cols, int bits, FloatType type, void* w, void* stream) {
+  const auto queue = static_cast<cudaStream_t>(stream);
+  return bits == 2   ? expand<2>(fragments, row_scale, rows, cols, type, w, queue)
+         : bits == 3 ? expand<3>(fragments, row_scale, rows, cols, type, w, queue)
+                     : expand<4>(fragments, row_scale, rows, cols, type, w, queue);
+}
+
+}  // namespace pvq
