@@ -103,7 +103,7 @@ def test_activations_are_a_choice_of_the_layer(backwards):
     copy.deepcopy(layer)(x)
     layer.prepare(activations="int8")(x)
     assert backwards.asked == ["int8", "float", "float", "float", "int8"]
-    with pytest.raises(ValueError, match="activations is 'int4', expected one of 'int8', 'float'"):
+    with pytest.raises(ValueError, match="activations is 'int4', expected one of 'int8', 'int8x2'"):
         layer.prepare("stored", activations="int4")
     assert layer.layout == "fragments", "nothing was changed"
 
@@ -207,7 +207,8 @@ def test_layers_take_their_fastest_form_on_the_gpu(bits, cols, layout):
         expected = x.double().cpu() @ weight.T + layer.bias.double().cpu()
         assert layer(x).dtype == dtype
         assert relative_error(layer(x), expected) < int8
-        assert relative_error(layer.prepare(activations="float")(x), expected) < exact
+        for activations in ("int8x2", "float"):
+            assert relative_error(layer.prepare(activations=activations)(x), expected) < exact
         layer.prepare(activations="int8")
     assert layer.cpu().layout == "stored"
     assert same_state(layer, before)
@@ -262,7 +263,7 @@ def test_tied_table_and_head_on_the_gpu(bits):
 
 
 @needs_gpu
-@pytest.mark.parametrize("activations", ["int8", "float"])
+@pytest.mark.parametrize("activations", ["int8", "int8x2", "float"])
 def test_gradient_of_the_input_on_the_gpu(activations):
     layer = table_layer(256).cuda().prepare(activations=activations)
     weight = layer.dequantize(torch.float64)
@@ -272,7 +273,7 @@ def test_gradient_of_the_input_on_the_gpu(activations):
 
 
 @needs_gpu
-@pytest.mark.parametrize("activations", ["int8", "float"])
+@pytest.mark.parametrize("activations", ["int8", "int8x2", "float"])
 def test_layers_compile_on_the_gpu(activations):
     layer = table_layer(256).half().cuda().prepare(activations=activations)
     table = PVQEmbedding.from_embedding(nn.Embedding(50, 256), PVQConfig(2, code="table"))

@@ -37,8 +37,8 @@ def add_run_time(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--activations",
         choices=ACTIVATIONS,
-        help="what the GPU's products may do to them: int8 (round to 8 bits; the default, fastest) "
-        "or float (nothing; slow)",
+        help="what the GPU's products may do to them: int8 (round to 8 bits; default, fastest), "
+        "int8x2 (round to 15 bits) or float (nothing; slow)",
     )
 
 

@@ -11,7 +11,7 @@ import torch
 Stored = dict[str, torch.Tensor]
 """The stored form of a matrix: its tensors by the name that they have in a checkpoint."""
 
-ACTIVATIONS = ("int8", "float")
+ACTIVATIONS = ("int8", "int8x2", "float")
 """What a product may do to its activations; see :meth:`pvq.PVQLinear.prepare`."""
 
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]

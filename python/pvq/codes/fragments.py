@@ -51,7 +51,8 @@ class Fragments:
         y: torch.Tensor
         if rounds_activations(x, activations):
             y = torch.ops.pvq.table_matmul_fragments(
-                x, held["fragments"], held["row_scale"], self.bits, block, seed
+                *(x, held["fragments"], held["row_scale"], self.bits, block, seed),
+                activations == "int8x2",
             )
         else:
             code = self.to_stored(held, (rows, x.shape[-1]))["code"]
@@ -79,8 +80,8 @@ class Fragments:
 
 
 def rounds_activations(x: torch.Tensor, activations: str) -> bool:
-    """Whether the product with ``x`` is the kernel's that rounds activations to 8 bits."""
-    return activations == "int8" and x.dtype in _KERNEL_DTYPES
+    """Whether the product with ``x`` is the kernel's, which rounds activations."""
+    return activations != "float" and x.dtype in _KERNEL_DTYPES
 
 
 @functools.cache
