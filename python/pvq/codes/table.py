@@ -22,7 +22,7 @@ import torch
 from pvq import _core
 from pvq.arguments import check_bits
 from pvq.codes import Layout, RunTimeForm, Stored
-from pvq.codes.fragments import Fragments
+from pvq.codes.table_fragments import TableFragments
 
 WIDTHS = (2, 3, 4)
 STEP = 8  # columns come in multiples of it
@@ -122,4 +122,4 @@ class TableCode:
         """Fragments on the GPU; on the CPU the stored form is the fast one."""
         if device.type != "cuda" or not _core.build_info()["cuda"]:
             return None
-        return Fragments(self.bits)
+        return TableFragments(self.bits)

@@ -1,4 +1,4 @@
-"""Fragments: the run-time form of a table code that the product kernels of the GPU read.
+"""Fragments: the run-time form of a table code that the GPU product reads.
 
 They are the bytes of the code in the order in which the lanes of a warp need them, behind a copy of
 the code's table (csrc/cuda/table_matmul.h): as large as the stored form, which can be made from
@@ -20,7 +20,7 @@ _KERNEL_DTYPES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class Fragments:
+class TableFragments:
     """The fragments of matrices in one table code; the field is that of the code."""
 
     bits: int
