@@ -15,6 +15,7 @@ from torch import nn
 from pvq.arguments import check_choice
 from pvq.buffers import register_codes, without_casts
 from pvq.codes import ACTIVATIONS, RunTimeForm, Stored, empty_stored, stored_nbytes
+from pvq.codes.joined import JoinedForm
 from pvq.config import PVQConfig
 from pvq.sizes import megabytes
 from pvq.tensor import PVQTensor
@@ -77,7 +78,8 @@ class CodedModule(nn.Module):
     @property
     def resident_nbytes(self) -> int:
         """Bytes of the matrix in memory, in the present layout."""
-        return sum(buffer.nbytes for buffer in self._held().values())
+        shared = self._form.overhead_nbytes if isinstance(self._form, JoinedForm) else 0
+        return sum(buffer.nbytes for buffer in self._held().values()) + shared
 
     def prepare(self: M, layout: str = "auto", activations: str | None = None) -> M:
         """Chooses how products run: the form in memory, and what becomes of the activations.
@@ -187,6 +189,8 @@ class CodedModule(nn.Module):
         if moves:
             self._take(None)
         super()._apply(without_casts(self, fn), recurse)  # type: ignore[no-untyped-call]
+        if there != here and isinstance(self._form, JoinedForm):
+            self._form = self._form.form  # its tensor has memory of its own now
         wants_form = self._wants_form
         if wants_form is None:
             wants_form = prepared or there.type == "cuda"

@@ -24,12 +24,20 @@ class RunTimeForm(Protocol):
     Its tensors take the place of some stored ones, which can be made from them again bit for bit.
     """
 
-    layout: ClassVar[str]
-    """Its name, as :meth:`pvq.PVQLinear.prepare` takes it."""
-    tensors: ClassVar[tuple[str, ...]]
-    """Names of its tensors."""
-    replaces: ClassVar[tuple[str, ...]]
-    """Names of the stored tensors that it makes superfluous."""
+    @property
+    def layout(self) -> str:
+        """Its name, as :meth:`pvq.PVQLinear.prepare` takes it."""
+        ...
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of its tensors."""
+        ...
+
+    @property
+    def replaces(self) -> tuple[str, ...]:
+        """Names of the stored tensors that it makes superfluous."""
+        ...
 
     def of_stored(self, stored: Stored, shape: tuple[int, int]) -> Stored | None:
         """The tensors of this form; ``None`` if this matrix would not survive the way back.
