@@ -225,7 +225,7 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(const FragmentRows task)
 // --- launches
 // -------------------------------------------------------------------------------------
 
-unsigned blocks_for(const Matrix& m) { return unsigned(table_tiles(m.rows) * m.spans()); }
+unsigned blocks_for(const Matrix& m) { return unsigned(tiles_of(m.rows) * m.spans()); }
 
 template <int kBits>
 cudaError_t launch_fragments(const TableWords& table, const uint8_t* code, const Matrix& m,
