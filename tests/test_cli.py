@@ -141,10 +141,19 @@ def test_quantize_reports_every_layer(tmp_path, capsys):
     assert info["weights"] == result["totals"]["weights"]
     assert info["bits_per_weight"] == pytest.approx(result["totals"]["bits_per_weight"])
     assert info["nbytes_on_disk"] == sum(p.stat().st_size for p in out.iterdir())
-    index = result_of(capsys, "info", out, "--layout", "index")
-    assert index["resident_nbytes"] == index["quantized_nbytes"] + index["dense_nbytes"]
-    assert main(["info", str(out), "--layers"]) == 0
-    assert "model.layers.3.mlp.gate_proj" in capsys.readouterr().out
+    here = result_of(capsys, "info", out, "--device", "cpu")
+    assert {layer["layout"] for layer in here["layers"]} == {"planes", "stored"}
+    for layer in here["layers"]:
+        assert (layer["resident_nbytes"] > layer["nbytes"]) == (layer["layout"] == "planes")
+    sizes = sum(layer["resident_nbytes"] for layer in here["layers"])
+    assert here["resident_nbytes"] == sizes + here["dense_nbytes"]
+    for name in ("stored", "index"):
+        stored = result_of(capsys, "info", out, "--layout", name)
+        assert stored["resident_nbytes"] == stored["quantized_nbytes"] + stored["dense_nbytes"]
+    assert main(["info", str(out), "--layers", "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    assert "model.layers.3.mlp.gate_proj" in text
+    assert "MB on cpu with layout planes, stored" in text
 
 
 def test_dense_models_can_be_evaluated_and_run(text_file, capsys):

@@ -31,7 +31,7 @@ def same_state(a: nn.Module, b: nn.Module) -> bool:
     )
 
 
-@pytest.mark.parametrize("layout", ["index", "planes"])
+@pytest.mark.parametrize("layout", ["stored", "planes"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("cols", "rows", "config"), SHAPES)
 def test_forward_is_the_product_with_the_decoded_weight(cols, rows, config, dtype, layout):
@@ -57,7 +57,7 @@ def test_planes_give_the_index_back_bit_for_bit(cols, rows, config):
     layer.prepare("planes")
     assert layer.index is None
     assert same_state(layer, before)
-    assert layer.prepare("index").layout == "index"
+    assert layer.prepare("index").layout == "stored"
     assert torch.equal(layer.index, before.index)
 
 
@@ -78,16 +78,16 @@ def test_planes_that_would_lose_the_index_are_not_made():
     w = torch.randn(8, 64) * 1e-36
     w[0, 0] = 1e-34
     layer = PVQLinear.from_tensor(quantize_tensor(w, PVQConfig(rotation="none")))
-    assert layer.prepare("planes").layout == "index"
+    assert layer.prepare("planes").layout == "stored"
 
 
 def test_prepare_refuses_what_it_cannot_do():
     layer = PVQLinear.from_linear(dense_layer(64, 8), PVQConfig())
-    with pytest.raises(ValueError, match="layout is 'fast', expected one of auto, index, planes"):
+    with pytest.raises(ValueError, match="layout is 'fast', expected one of 'auto', 'stored'"):
         layer.prepare("fast")
     with pytest.raises(ValueError, match="no planes on device meta"):
         layer.to("meta").prepare("planes")
-    assert layer.to("meta").prepare().layout == "index"
+    assert layer.to("meta").prepare().layout == "stored"
 
 
 def test_sizes_are_those_of_the_tensors():
@@ -100,7 +100,7 @@ def test_sizes_are_those_of_the_tensors():
     assert layer.resident_nbytes < 48 * 64 * 2
 
 
-@pytest.mark.parametrize("layout", ["index", "planes"])
+@pytest.mark.parametrize("layout", ["stored", "planes"])
 @pytest.mark.parametrize(
     "cast",
     [lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.double(), lambda m: m.to("cpu")],
@@ -130,7 +130,7 @@ def test_to_empty_and_meta_keep_shapes_and_dtypes():
     assert {name: (t.shape, t.dtype) for name, t in moved.state_dict().items()} == expected
 
 
-@pytest.mark.parametrize("layout", ["index", "planes"])
+@pytest.mark.parametrize("layout", ["stored", "planes"])
 def test_state_dict_loads_into_either_layout(layout):
     source = PVQLinear.from_linear(dense_layer(64, 48), PVQConfig()).prepare("planes")
     target = PVQLinear.from_linear(nn.Linear(64, 48), PVQConfig()).prepare(layout)
@@ -150,7 +150,7 @@ def test_layers_survive_copy_and_pickle():
         assert same_state(layer, twin)
 
 
-@pytest.mark.parametrize("layout", ["index", "planes"])
+@pytest.mark.parametrize("layout", ["stored", "planes"])
 def test_gradient_of_the_input_is_that_of_the_dense_layer(layout):
     dense = dense_layer(64, 48)
     layer = PVQLinear.from_linear(dense, PVQConfig()).prepare(layout)
@@ -162,7 +162,7 @@ def test_gradient_of_the_input_is_that_of_the_dense_layer(layout):
     assert torch.allclose(x.grad.double(), z.grad, rtol=1e-4, atol=1e-4 * z.grad.abs().max())
 
 
-@pytest.mark.parametrize("layout", ["index", "planes"])
+@pytest.mark.parametrize("layout", ["stored", "planes"])
 def test_layers_compile_without_graph_breaks(layout):
     layer = PVQLinear.from_linear(dense_layer(64, 48), PVQConfig()).prepare(layout)
     table = PVQEmbedding.from_embedding(nn.Embedding(50, 64), PVQConfig())

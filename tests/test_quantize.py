@@ -15,6 +15,7 @@ from transformers import (
 import pvq
 from pvq import PVQConfig, PVQEmbedding, PVQLinear, quantize_model, quantize_tensor
 from pvq.embedding import PVQTiedHead
+from pvq.modules import quantized_modules
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -73,6 +74,22 @@ def test_records_are_what_an_independent_computation_gives(small_llama):
     json.dumps(report.to_dict())
     assert "14 layers" in report.summary()
     assert report.table().count("\n") == 15
+
+
+def test_reports_give_bytes_on_disk_and_in_memory(small_llama):
+    model = small_llama()
+    report = quantize(model)
+    assert {layer.layout for layer in report.layers} == {"stored"}
+    assert report.resident_nbytes == report.nbytes
+    assert f"in memory       {report.nbytes / 1e6:.2f} MB, layout stored" in report.summary()
+    pvq.prepare(model)
+    after = report.remeasured(model)
+    sizes = {name: module.resident_nbytes for name, module in quantized_modules(model)}
+    assert {layer.name: layer.resident_nbytes for layer in after.layers} == sizes
+    assert after.resident_nbytes == sum(sizes.values()) + report.dense_nbytes > report.nbytes
+    assert after.to_dict()["layers"][0]["layout"] == "planes"
+    assert after.to_dict()["totals"]["resident_nbytes"] == after.resident_nbytes
+    assert f"| {after.layers[0].resident_nbytes} (planes) |" in after.table()
 
 
 def test_layers_hold_the_codes_of_their_weights(small_llama):

@@ -517,11 +517,11 @@ def test_tensor_and_layer(bits):
     assert torch.allclose(layer(x).double(), expected, rtol=0, atol=1e-5)
     layer(x).sum().backward()
     assert torch.allclose(x.grad, q.dequantize().sum(0).expand(3, 96), atol=1e-4)
-    assert layer.prepare("auto").layout == "index", "the stored form is the fast one"
+    assert layer.prepare("auto").layout == "stored", "which is the fast one here"
     with pytest.raises(ValueError, match="code='table' has no planes on device cpu"):
         layer.prepare("planes")
     assert layer.nbytes == layer.resident_nbytes == q.nbytes
-    assert f"code=table {bits} bits, layout=index" in repr(layer)
+    assert f"code=table {bits} bits, layout=stored" in repr(layer)
     twin = PVQLinear(96, 40, True, config)
     twin.load_state_dict(layer.state_dict())
     assert torch.equal(twin(x), layer(x))

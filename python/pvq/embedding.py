@@ -1,20 +1,24 @@
 """PVQEmbedding and PVQTiedHead: the token table in a code, and a head that reads it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from pvq.buffers import register_codes, without_casts
-from pvq.codes import Stored, empty_stored
+from pvq.buffers import register_codes
+from pvq.coded import CodedModule
+from pvq.codes import GivesRows, RunTimeForm
 from pvq.config import PVQConfig
-from pvq.linear import check_features
 from pvq.tensor import PVQTensor, quantize_tensor
 
 
-class PVQEmbedding(nn.Module):
+class PVQEmbedding(CodedModule):
     """A table [num_embeddings, embedding_dim] in a code; decodes only the rows asked for.
+
+    See :class:`pvq.coded.CodedModule` for its buffers and forms. The table stays stored, whatever
+    layout is asked for, unless a head multiplies from it too and single rows can be read from the
+    run-time form.
 
     Args:
         num_embeddings: rows of the table.
@@ -36,13 +40,11 @@ class PVQEmbedding(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(num_embeddings, embedding_dim, config, device)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
-        self.config = config.for_cols(embedding_dim)
         self.dtype = dtype if dtype is not None else torch.get_default_dtype()
-        stored = empty_stored(self.config.code, num_embeddings, embedding_dim, device)
-        register_codes(self, stored)
+        self.has_head = False  # set by PVQTiedHead
 
     @classmethod
     def from_embedding(cls, embedding: nn.Embedding, config: PVQConfig) -> "PVQEmbedding":
@@ -61,46 +63,28 @@ class PVQEmbedding(nn.Module):
         register_codes(table, weight.stored)
         return table
 
-    @property
-    def weight_codes(self) -> PVQTensor:
-        """The stored form."""
-        return PVQTensor(self.stored, (self.num_embeddings, self.embedding_dim), self.config)
-
-    @property
-    def stored(self) -> Stored:
-        """The tensors of the stored form by name."""
-        return {name: getattr(self, name) for name in self.config.code.tensors}
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the table in a checkpoint."""
-        return self.weight_codes.nbytes
-
-    @property
-    def resident_nbytes(self) -> int:
-        """Bytes of the table in memory."""
-        return self.nbytes
-
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The dense table [num_embeddings, embedding_dim]."""
-        return self.weight_codes.dequantize(dtype)
-
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """The rows named by ``ids`` [...], an integer tensor: [..., embedding_dim]."""
-        config, flat = self.config, ids.reshape(-1)
-        rows = config.code.dequantize(
-            {name: tensor[flat] for name, tensor in self.stored.items()},
-            *(self.embedding_dim, self.dtype, config.hadamard_block, config.seed),
-        )
+        flat, held = ids.reshape(-1), self._held()
+        tail = (self.dtype, self.config.hadamard_block, self.config.seed)
+        if self._form is None:
+            chosen = {name: tensor[flat] for name, tensor in held.items()}
+            rows = self.config.code.dequantize(chosen, self.embedding_dim, *tail)
+        else:
+            rows = cast(GivesRows, self._form).dequantize_rows(held, flat, self._shape, *tail)
         return rows.view(*ids.shape, self.embedding_dim)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` says of the table."""
-        return f"{self.num_embeddings}, {self.embedding_dim}, code={self.config.code.describe()}"
+        return f"{self.num_embeddings}, {self.embedding_dim}, {self.describe()}"
+
+    def _form_for(self, layout: str) -> RunTimeForm | None:
+        form = self.config.code.run_time(self._device) if self.has_head else None
+        return super()._form_for(layout) if isinstance(form, GivesRows) else None
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        super()._apply(without_casts(self, fn), recurse)  # type: ignore[no-untyped-call]
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=next(self.buffers()).device)).dtype
+        super()._apply(fn, recurse)
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self._device)).dtype
         return self
 
 
@@ -117,6 +101,7 @@ class PVQTiedHead(nn.Module):
     def __init__(self, table: PVQEmbedding, bias: nn.Parameter | None = None) -> None:
         super().__init__()
         self._table = (table,)  # in a tuple: registered as a submodule it would be saved twice
+        table.has_head = True
         self.bias = bias
 
     @property
@@ -131,8 +116,5 @@ class PVQTiedHead(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product of ``x`` [..., in_features] with every row: [..., out_features]."""
-        table = self._table[0]
-        check_features(x, table.embedding_dim)
-        config = table.config
-        y = config.code.matmul(x, table.stored, config.hadamard_block, config.seed)
+        y = self._table[0].product(x)
         return y if self.bias is None else y + self.bias.to(y.dtype)

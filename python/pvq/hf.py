@@ -25,9 +25,9 @@ from pvq.modules import prepare, quantized_modules, replace_module
 
 METHOD = "pvq"
 
-# Run-time layout that a load in progress is to end with; set by pvq.load.
-layout_when_loaded: contextvars.ContextVar[str] = contextvars.ContextVar(
-    "layout_when_loaded", default="auto"
+# Layout and activations that a load in progress is to end with (see pvq.prepare); set by pvq.load.
+run_time_when_loaded: contextvars.ContextVar[tuple[str, str | None]] = contextvars.ContextVar(
+    "run_time_when_loaded", default=("auto", None)
 )
 
 
@@ -117,7 +117,7 @@ class PVQQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
-        return prepare(model, layout_when_loaded.get())
+        return prepare(model, *run_time_when_loaded.get())
 
     def get_state_dict_and_metadata(
         self, model: PreTrainedModel, *args: Any, **kwargs: Any

@@ -18,6 +18,7 @@ def load(
     *,
     device: torch.device | str | None = None,
     layout: str = "auto",
+    activations: str | None = None,
     **kwargs: Any,
 ) -> PreTrainedModel:
     """Loads a quantized causal language model; no dense copy of its weights is ever made.
@@ -28,6 +29,7 @@ def load(
         path: folder of the checkpoint, or its name on the hub.
         device: where to put it; codes are moved before they are prepared there.
         layout: run-time form of the layers, see :meth:`pvq.PVQLinear.prepare`.
+        activations: what products may do to them, see there.
         **kwargs: of ``AutoModelForCausalLM.from_pretrained``.
 
     Returns:
@@ -41,17 +43,18 @@ def load(
     folder = Path(path)
     if folder.is_dir():
         _check_method(folder)
-    token = hf.layout_when_loaded.set("index" if device is not None else layout)
+    run_time = (layout, activations)
+    token = hf.run_time_when_loaded.set(("stored", None) if device is not None else run_time)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, **kwargs)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or truncated ({error}): copy it again") from error
     finally:
-        hf.layout_when_loaded.reset(token)
+        hf.run_time_when_loaded.reset(token)
     if getattr(model, "quantization_method", None) != hf.METHOD:
         raise ValueError(f"{path} is not a pvq checkpoint: use AutoModelForCausalLM")
     if device is not None:
-        prepare(model.to(device), layout)
+        prepare(model.to(device), *run_time)
     return model
 
 

@@ -24,18 +24,18 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
                 setattr(parent, name, new)
 
 
-def prepare(model: nn.Module, layout: str = "auto") -> nn.Module:
-    """Chooses the run-time form of every quantized layer; see :meth:`pvq.PVQLinear.prepare`.
+def prepare(model: nn.Module, layout: str = "auto", activations: str | None = None) -> nn.Module:
+    """Chooses how every quantized layer runs; see :meth:`pvq.PVQLinear.prepare`.
 
     Codes that are not on a device yet (offloaded by accelerate) stay as they are stored.
 
     Raises:
-        ValueError: on an unknown layout, or one that a layer's code does not have on its device.
+        ValueError: on an unknown name, or a layout that a layer's code does not have on its device.
         RuntimeError: if the codes are damaged.
     """
     for _, module in quantized_modules(model):
-        if isinstance(module, PVQLinear) and next(module.buffers()).device.type != "meta":
-            module.prepare(layout)
+        if next(module.buffers()).device.type != "meta":
+            module.prepare(layout, activations)
     return model
 
 

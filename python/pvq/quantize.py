@@ -85,7 +85,7 @@ def _quantize_layer(model: nn.Module, target: Target) -> LayerRecord:
     weight = target.module.weight.detach()
     codes = quantize_tensor(weight, target.config)
     error = codes.relative_error(weight)
-    new: nn.Module
+    new: PVQLinear | PVQEmbedding
     if isinstance(target.module, nn.Linear):
         new = PVQLinear.from_tensor(codes, target.module.bias)
     else:
@@ -100,6 +100,8 @@ def _quantize_layer(model: nn.Module, target: Target) -> LayerRecord:
         relative_error=error,
         bits_per_weight=codes.bits_per_weight,
         nbytes=codes.nbytes,
+        layout=new.layout,
+        resident_nbytes=new.resident_nbytes,
         original_nbytes=weight.nbytes,
         seconds=time.perf_counter() - start,
     )

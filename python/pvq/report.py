@@ -1,12 +1,16 @@
 """What quantization did to a model: a record for each layer, totals, JSON, and the model card."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from torch import nn
 
 from pvq import _core
 from pvq.config import PVQConfig
+from pvq.modules import quantized_modules
 from pvq.plan import LeftDense
+from pvq.sizes import megabytes
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,8 @@ class LayerRecord:
         relative_error: ||w - w'||^2 / ||w||^2.
         bits_per_weight: the rate, from the stored bytes.
         nbytes: stored bytes.
+        layout: the form in memory when this was written, see :meth:`pvq.PVQLinear.prepare`.
+        resident_nbytes: bytes in memory in that form.
         original_nbytes: bytes of the dense weight in its original dtype.
         seconds: time to quantize and check the layer.
     """
@@ -32,6 +38,8 @@ class LayerRecord:
     relative_error: float
     bits_per_weight: float
     nbytes: int
+    layout: str
+    resident_nbytes: int
     original_nbytes: int
     seconds: float
 
@@ -73,6 +81,11 @@ class Report:
         return self.quantized_nbytes + self.dense_nbytes
 
     @property
+    def resident_nbytes(self) -> int:
+        """Bytes of the whole quantized model in memory, in the layouts of the records."""
+        return sum(layer.resident_nbytes for layer in self.layers) + self.dense_nbytes
+
+    @property
     def original_nbytes(self) -> int:
         """Bytes of the whole model before."""
         return sum(layer.original_nbytes for layer in self.layers) + self.dense_nbytes
@@ -93,6 +106,19 @@ class Report:
         """Time spent on all layers."""
         return sum(layer.seconds for layer in self.layers)
 
+    def remeasured(self, model: nn.Module) -> "Report":
+        """The same with the layouts and bytes in memory that ``model`` has now.
+
+        Args:
+            model: that the report is of, prepared or moved since.
+        """
+        modules = dict(quantized_modules(model))
+        layers = [
+            replace(layer, layout=module.layout, resident_nbytes=module.resident_nbytes)
+            for layer, module in ((layer, modules[layer.name]) for layer in self.layers)
+        ]
+        return replace(self, layers=layers)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
         return {
@@ -106,6 +132,7 @@ class Report:
                 "quantized_nbytes": self.quantized_nbytes,
                 "dense_nbytes": self.dense_nbytes,
                 "nbytes": self.nbytes,
+                "resident_nbytes": self.resident_nbytes,
                 "original_nbytes": self.original_nbytes,
                 "seconds": self.seconds,
             },
@@ -118,6 +145,8 @@ class Report:
                     "relative_error": layer.relative_error,
                     "bits_per_weight": layer.bits_per_weight,
                     "nbytes": layer.nbytes,
+                    "layout": layer.layout,
+                    "resident_nbytes": layer.resident_nbytes,
                     "original_nbytes": layer.original_nbytes,
                     "seconds": layer.seconds,
                 }
@@ -130,7 +159,8 @@ class Report:
         }
 
     def summary(self) -> str:
-        """Five lines for a person."""
+        """A few lines for a person."""
+        layouts = sorted({layer.layout for layer in self.layers})
         left = {left.reason for left in self.left_dense}
         lines = [
             f"{len(self.layers)} layers, {self.weights / 1e6:.2f} M weights in "
@@ -140,6 +170,7 @@ class Report:
             f"codes           {megabytes(self.quantized_nbytes)}, dense parts "
             f"{megabytes(self.dense_nbytes)}",
             f"model           {megabytes(self.nbytes)}, was {megabytes(self.original_nbytes)}",
+            f"in memory       {megabytes(self.resident_nbytes)}, layout {', '.join(layouts)}",
         ]
         if left:
             lines.append(f"left dense      {len(self.left_dense)}: {'; '.join(sorted(left))}")
@@ -148,22 +179,18 @@ class Report:
     def table(self) -> str:
         """One line for each layer, as a Markdown table."""
         lines = [
-            "| layer | shape | code | block | bits/weight | bytes | error |",
-            "|---|---|---|---|---|---|---|",
+            "| layer | shape | code | block | bits/weight | bytes | in memory | error |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for layer in self.layers:
             config = layer.config
             lines.append(
                 f"| {layer.name} | {layer.shape[0]} x {layer.shape[1]} | {config.code.describe()} "
                 f"| {config.hadamard_block or '-'} | "
-                f"{layer.bits_per_weight:.4f} | {layer.nbytes} | {layer.relative_error:.5f} |"
+                f"{layer.bits_per_weight:.4f} | {layer.nbytes} | {layer.resident_nbytes} "
+                f"({layer.layout}) | {layer.relative_error:.5f} |"
             )
         return "\n".join(lines)
-
-
-def megabytes(nbytes: int) -> str:
-    """Decimal megabytes, as file managers and the hub count them."""
-    return f"{nbytes / 1e6:.2f} MB"
 
 
 def model_card(report: Report, base_model: str | None, license_name: str | None) -> str:

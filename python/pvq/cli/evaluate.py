@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pvq.cli.models import add_device, add_layout, load_any, load_tokenizer
+from pvq.cli.models import add_device, add_run_time, load_any, load_tokenizer
 from pvq.evaluate import evaluate, tokenize
 
 NAME = "eval"
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", metavar="REFERENCE", help="the unquantized model")
     parser.add_argument("--window", type=int, help="tokens a window (default: the context)")
     parser.add_argument("--tokens", type=int, help="use only the first so many tokens")
-    add_layout(parser)
+    add_run_time(parser)
     add_device(parser)
 
 
@@ -35,8 +35,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise OSError(f"cannot read --text {args.text}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"--text {args.text} is not UTF-8 text ({error.reason})") from error
-    model = load_any(args.model, args.device, args.layout)
-    reference = None if args.against is None else load_any(args.against, args.device, args.layout)
+    model = load_any(args.model, args)
+    reference = None if args.against is None else load_any(args.against, args)
     result = evaluate(
         model,
         tokenize(load_tokenizer(args.model), text),

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pvq.cli.models import add_device, add_layout, load_any, load_tokenizer
+from pvq.cli.models import add_device, add_run_time, load_any, load_tokenizer
 
 NAME = "generate"
 HELP = "continue a prompt"
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
-    add_layout(parser)
+    add_run_time(parser)
     add_device(parser)
 
 
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "expected 1 or more, and 0 or more"
         )
     tokenizer = load_tokenizer(args.model)
-    model = load_any(args.model, args.device, args.layout)
+    model = load_any(args.model, args)
     prompt = tokenizer(args.prompt, return_tensors="pt").to(model.device)
     if prompt["input_ids"].shape[1] == 0:
         raise ValueError("--prompt has no tokens: give at least one word")

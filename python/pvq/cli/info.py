@@ -10,11 +10,11 @@ import torch
 import transformers
 
 from pvq import _core
-from pvq.cli.models import add_layout, check_exists
+from pvq.cli.models import add_device, add_run_time, check_exists, chosen_device
 from pvq.linear import PVQLinear
 from pvq.load import load
 from pvq.modules import dense_nbytes, quantized_modules
-from pvq.report import megabytes
+from pvq.sizes import megabytes
 
 NAME = "info"
 HELP = "rates and sizes of a checkpoint; or this installation"
@@ -31,12 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the arguments of the command."""
     parser.add_argument("model", nargs="?", help="folder of a quantized checkpoint")
     parser.add_argument("--layers", action="store_true", help="a line for each layer")
-    add_layout(parser)
+    add_run_time(parser)
+    add_device(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Loads and measures, or describes the installation."""
-    return _installation() if args.model is None else _checkpoint(args.model, args.layout)
+    return _installation() if args.model is None else _checkpoint(args)
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> str:
@@ -50,17 +51,20 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> str:
         f"codes        {', '.join(sorted({layer['description'] for layer in result['layers']}))}",
         f"on disk      {megabytes(result['nbytes_on_disk'])}: codes "
         f"{megabytes(result['quantized_nbytes'])}, dense parts {megabytes(result['dense_nbytes'])}",
-        f"in memory    {megabytes(result['resident_nbytes'])} as prepared here; "
-        f"{megabytes(result['quantized_nbytes'] + result['dense_nbytes'])} with --layout index",
+        f"in memory    {megabytes(result['resident_nbytes'])} on {result['device']} with layout "
+        f"{', '.join(sorted({layer['layout'] for layer in result['layers']}))}; "
+        f"{megabytes(result['quantized_nbytes'] + result['dense_nbytes'])} with --layout stored",
     ]
     if args.layers:
         lines += [
             "",
-            f"{'layer':<44}{'shape':>14}  {'code':<24}{'bits':>9}{'bytes':>12}{'resident':>12}",
+            f"{'layer':<44}{'shape':>14}  {'code':<24}{'bits':>9}{'bytes':>12}{'in memory':>12}  "
+            "layout",
         ]
         lines += [
             f"{layer['name']:<44}{'x'.join(map(str, layer['shape'])):>14}  "
-            f"{layer['description']:<24}{layer['bits_per_weight']:>9.4f}{layer['nbytes']:>12}{layer['resident_nbytes']:>12}"
+            f"{layer['description']:<24}{layer['bits_per_weight']:>9.4f}{layer['nbytes']:>12}"
+            f"{layer['resident_nbytes']:>12}  {layer['layout']}"
             for layer in result["layers"]
         ]
     return "\n".join(lines)
@@ -80,9 +84,11 @@ def _installation() -> dict[str, Any]:
     }
 
 
-def _checkpoint(name: str, layout: str) -> dict[str, Any]:
+def _checkpoint(args: argparse.Namespace) -> dict[str, Any]:
+    name = args.model
     check_exists(name)
-    model = load(name, layout=layout)
+    device = chosen_device(args.device)
+    model = load(name, device=device, layout=args.layout, activations=args.activations)
     layers = []
     for layer_name, module in quantized_modules(model):
         if isinstance(module, PVQLinear):
@@ -99,7 +105,7 @@ def _checkpoint(name: str, layout: str) -> dict[str, Any]:
                 "bits_per_weight": 8 * module.nbytes / (shape[0] * shape[1]),
                 "nbytes": module.nbytes,
                 "resident_nbytes": module.resident_nbytes,
-                "layout": module.layout if isinstance(module, PVQLinear) else "index",
+                "layout": module.layout,
             }
         )
     weights = sum(layer["shape"][0] * layer["shape"][1] for layer in layers)
@@ -109,6 +115,7 @@ def _checkpoint(name: str, layout: str) -> dict[str, Any]:
     files = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
     return {
         "model": name,
+        "device": str(device),
         "architecture": type(model).__name__,
         "parameters": weights + sum(p.numel() for p in set(model.parameters())),
         "weights": weights,

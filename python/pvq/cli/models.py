@@ -13,7 +13,8 @@ from transformers import (
 )
 
 from pvq import _core, hf
-from pvq.linear import LAYOUTS
+from pvq.coded import LAYOUTS
+from pvq.codes import ACTIVATIONS
 from pvq.load import load
 
 
@@ -24,13 +25,20 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_layout(parser: argparse.ArgumentParser) -> None:
-    """The option that says which run-time form quantized layers get."""
+def add_run_time(parser: argparse.ArgumentParser) -> None:
+    """The options that say how quantized layers run."""
     parser.add_argument(
         "--layout",
         choices=LAYOUTS,
         default="auto",
-        help="run-time form of quantized layers: index (least memory), planes (fastest)",
+        help="form of quantized layers in memory: stored (index is the same; least memory), "
+        "planes (fastest for pyramid codes on the CPU), fragments (for table codes on the GPU)",
+    )
+    parser.add_argument(
+        "--activations",
+        choices=ACTIVATIONS,
+        help="what the GPU's products may do to them: int8 (round to 8 bits; default, fastest), "
+        "int8x2 (round to 15 bits) or float (nothing; slow)",
     )
 
 
@@ -51,18 +59,18 @@ def chosen_device(name: str) -> torch.device:
     return device
 
 
-def load_any(name: str, device: str, layout: str) -> PreTrainedModel:
-    """A dense or a quantized model, in evaluation mode, on a device.
+def load_any(name: str, args: argparse.Namespace) -> PreTrainedModel:
+    """A dense or a quantized model, in evaluation mode, where and as the options say.
 
     Raises:
         FileNotFoundError: if there is no such model.
         ValueError: see :func:`pvq.load`.
     """
     check_exists(name)
-    where = chosen_device(device)
+    where = chosen_device(args.device)
     quantization = getattr(AutoConfig.from_pretrained(name), "quantization_config", None) or {}
     if quantization.get("quant_method") == hf.METHOD:
-        return load(name, device=where, layout=layout)
+        return load(name, device=where, layout=args.layout, activations=args.activations)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name).to(where)
     return model
 

@@ -13,7 +13,8 @@ from pvq.codes.pyramid import GAIN_LAWS, PyramidCode
 from pvq.codes.registry import CODES
 from pvq.config import DEFAULT_CODE, ROTATIONS, PVQConfig
 from pvq.quantize import quantize_model
-from pvq.report import Report, megabytes
+from pvq.report import Report
+from pvq.sizes import megabytes
 
 NAME = "quantize"
 HELP = "quantize a model and write a checkpoint"

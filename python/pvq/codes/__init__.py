@@ -4,12 +4,15 @@ A code is a frozen dataclass whose fields are its choices: the numbers that a ch
 for its tensors to be read again. :mod:`pvq.codes.registry` knows all codes by name.
 """
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
 Stored = dict[str, torch.Tensor]
 """The stored form of a matrix: its tensors by the name that they have in a checkpoint."""
+
+ACTIVATIONS = ("int8", "int8x2", "float")
+"""What a product may do to its activations; see :meth:`pvq.PVQLinear.prepare`."""
 
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape and dtype of each tensor of a stored form."""
@@ -41,9 +44,29 @@ class RunTimeForm(Protocol):
         ...
 
     def matmul(
-        self, x: torch.Tensor, held: Stored, rows: int, block: int, seed: int
+        self, x: torch.Tensor, held: Stored, rows: int, block: int, seed: int, activations: str
     ) -> torch.Tensor:
-        """The product of ``x`` [..., cols], rotated unless ``block`` is 0, with every row."""
+        """The product of ``x`` [..., cols], rotated unless ``block`` is 0, with every row.
+
+        ``activations`` is one of :data:`ACTIVATIONS`.
+        """
+        ...
+
+
+@runtime_checkable
+class GivesRows(Protocol):
+    """A run-time form from which single rows can be read: tables of embeddings can take it."""
+
+    def dequantize_rows(
+        self,
+        held: Stored,
+        ids: torch.Tensor,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        block: int,
+        seed: int,
+    ) -> torch.Tensor:
+        """The rows ``ids`` [n] of the matrix, rotated back unless ``block`` is 0: [n, cols]."""
         ...
 
 

@@ -68,9 +68,12 @@ class Planes:
         return {"index": index}
 
     def matmul(
-        self, x: torch.Tensor, held: Stored, rows: int, block: int, seed: int
+        self, x: torch.Tensor, held: Stored, rows: int, block: int, seed: int, activations: str
     ) -> torch.Tensor:
-        """The product of ``x`` [..., cols], rotated unless ``block`` is 0, with every row."""
+        """The product of ``x`` [..., cols], rotated unless ``block`` is 0, with every row.
+
+        The CPU's product rounds no activations, whatever it may do.
+        """
         tensors = (held[name] for name in self.tensors)
         y: torch.Tensor = torch.ops.pvq.matmul_planes(x, *tensors, rows, self.dim, block, seed)
         return y

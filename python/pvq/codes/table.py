@@ -19,8 +19,10 @@ from typing import Any, ClassVar
 
 import torch
 
+from pvq import _core
 from pvq.arguments import check_bits
 from pvq.codes import Layout, RunTimeForm, Stored
+from pvq.codes.table_fragments import TableFragments
 
 WIDTHS = (2, 3, 4)
 STEP = 8  # columns come in multiples of it
@@ -117,5 +119,7 @@ class TableCode:
         return y
 
     def run_time(self, device: torch.device) -> RunTimeForm | None:
-        """None: the stored form is the fast one."""
-        return None
+        """Fragments on the GPU; on the CPU the stored form is the fast one."""
+        if device.type != "cuda" or not _core.build_info()["cuda"]:
+            return None
+        return TableFragments(self.bits)

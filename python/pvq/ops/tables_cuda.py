@@ -63,8 +63,7 @@ def _table_matmul_fragments_fake(
 
 
 def _keep_matrix(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, fragments, row_scale, ctx.bits, ctx.block, ctx.seed, *rest = inputs
-    ctx.others = 5 + len(rest)
+    _, fragments, row_scale, ctx.bits, ctx.block, ctx.seed, _ = inputs
     ctx.save_for_backward(fragments, row_scale)
 
 
@@ -73,7 +72,7 @@ def _matmul_fragments_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, .
     x_grad = grad @ torch.ops.pvq.table_expand(fragments, row_scale, ctx.bits, grad.dtype)
     if ctx.block:
         x_grad = torch.ops.pvq.hadamard(x_grad, ctx.block, ctx.seed, True)
-    return x_grad, *[None] * ctx.others
+    return x_grad, *[None] * 6
 
 
 torch.library.register_autograd(

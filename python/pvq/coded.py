@@ -1,0 +1,214 @@
+"""CodedModule: a matrix in a code as the buffers of a module, in the form that a device reads best.
+
+A module has two forms. The stored one is what a state dict contains, always. Some codes have a form
+that a device's product reads faster (:class:`pvq.codes.RunTimeForm`: the planes of the pyramid code
+on the CPU, the fragments of the table code on the GPU); :meth:`CodedModule.prepare` trades stored
+tensors for it, so that memory holds one form, and a state dict gets them back bit for bit.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from pvq.arguments import check_choice
+from pvq.buffers import register_codes, without_casts
+from pvq.codes import ACTIVATIONS, RunTimeForm, Stored, empty_stored, stored_nbytes
+from pvq.config import PVQConfig
+from pvq.sizes import megabytes
+from pvq.tensor import PVQTensor
+
+STORED_LAYOUTS = ("stored", "index")
+LAYOUTS = ("auto", *STORED_LAYOUTS, "planes", "fragments")
+
+M = TypeVar("M", bound="CodedModule")
+
+
+class CodedModule(nn.Module):
+    """What :class:`pvq.PVQLinear` and :class:`pvq.PVQEmbedding` are: a matrix in a code.
+
+    Buffers: the tensors of the code, such as ``index``, ``gain`` and ``row_scale`` (see
+    :mod:`pvq.codes.pyramid`); once prepared in a run-time form, those that it replaces are ``None``
+    and its own are non-persistent buffers. Casting the module (``.to(torch.float16)``) leaves the
+    codes alone. Moved to another kind of device, it takes the fastest form there if it was prepared
+    before or goes to a GPU, unless the stored form was asked for.
+
+    Args:
+        rows: of the matrix.
+        cols: of the matrix.
+        config: how it is stored.
+        device: of the tensors, which are uninitialised.
+
+    Raises:
+        ValueError: if ``config`` does not fit ``cols``.
+    """
+
+    def __init__(
+        self, rows: int, cols: int, config: PVQConfig, device: torch.device | str | None
+    ) -> None:
+        super().__init__()
+        self.config = config.for_cols(cols)
+        self.activations = ACTIVATIONS[0]
+        self._shape = (rows, cols)
+        self._form: RunTimeForm | None = None  # None: the stored form
+        self._wants_form: bool | None = None  # None: never asked
+        register_codes(self, empty_stored(self.config.code, rows, cols, device))
+
+    @property
+    def layout(self) -> str:
+        """The form that is in memory: ``"stored"`` or the name of another."""
+        return STORED_LAYOUTS[0] if self._form is None else self._form.layout
+
+    @property
+    def weight_codes(self) -> PVQTensor:
+        """The stored form, made from the run-time form if that is what is in memory."""
+        held = self._held()
+        if self._form is not None:
+            held |= self._form.to_stored(held, self._shape)
+        stored = {name: held[name] for name in self.config.code.tensors}
+        return PVQTensor(stored, self._shape, self.config)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrix in a checkpoint."""
+        return stored_nbytes(self.config.code, *self._shape)
+
+    @property
+    def resident_nbytes(self) -> int:
+        """Bytes of the matrix in memory, in the present layout."""
+        return sum(buffer.nbytes for buffer in self._held().values())
+
+    def prepare(self: M, layout: str = "auto", activations: str | None = None) -> M:
+        """Chooses how products run: the form in memory, and what becomes of the activations.
+
+        Args:
+            layout: ``"stored"`` (what checkpoints hold, least memory; ``"index"``, after what it is
+                for pyramid codes, means the same), ``"planes"`` (fastest for pyramid codes on the
+                CPU), ``"fragments"`` (fastest for table codes on the GPU), or ``"auto"``: the
+                fastest that the code has on this device. A matrix that does not fit the form or
+                would not survive the way back stays stored (fragments: columns that are no
+                multiple of 128; planes: scales below about 1e-30); :attr:`layout` tells.
+            activations: ``"int8"``, the default, lets the GPU's product round float16 and bfloat16
+                activations to 8 bits (one scale a token and 128 columns), which is the fastest and
+                costs less than 1 % of relative error. ``"int8x2"`` rounds them to 15 bits, in two
+                passes: 0.1 %. ``"float"`` never rounds: the GPU expands the codes for every
+                product, which then takes longer than that of a dense layer. The CPU never rounds,
+                nor does the GPU in float32. ``None`` leaves the choice as it is.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            ValueError: on an unknown name, or a layout that the code does not have on this device.
+            RuntimeError: if the codes are damaged.
+        """
+        check_choice("layout", layout, LAYOUTS)
+        form = self._form_for(layout)
+        if activations is not None:
+            check_choice("activations", activations, ACTIVATIONS)
+            self.activations = activations
+        self._wants_form = layout not in STORED_LAYOUTS
+        self._take(form)
+        return self
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The dense matrix [rows, cols]."""
+        return self.weight_codes.dequantize(dtype)
+
+    def product(self, x: torch.Tensor) -> torch.Tensor:
+        """The product of ``x`` [..., cols] with every row, in its dtype: [..., rows].
+
+        Raises:
+            ValueError: if the last dimension of ``x`` is not ``cols``.
+            RuntimeError: if its dtype or device is not supported, or the codes are damaged.
+        """
+        rows, cols = self._shape
+        if x.ndim == 0 or x.shape[-1] != cols:
+            raise ValueError(f"x has shape {list(x.shape)}, expected [..., {cols}]")
+        rotation = (self.config.hadamard_block, self.config.seed)
+        if self._form is None:
+            return self.config.code.matmul(x, self._held(), *rotation)
+        return self._form.matmul(x, self._held(), rows, *rotation, self.activations)
+
+    def describe(self) -> str:
+        """Code, layout and sizes, for ``print(model)``."""
+        return (
+            f"code={self.config.code.describe()}, layout={self.layout}, "
+            f"{megabytes(self.nbytes)} on disk, {megabytes(self.resident_nbytes)} in memory"
+        )
+
+    def _form_for(self, layout: str) -> RunTimeForm | None:
+        if layout in STORED_LAYOUTS:
+            return None
+        form = self.config.code.run_time(self._device)
+        if layout != "auto" and (form is None or form.layout != layout):
+            raise ValueError(
+                f"code={self.config.code.name!r} has no {layout} on device {self._device}: use "
+                "layout='stored' or 'auto'"
+            )
+        return form
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.buffers(recurse=False)).device
+
+    def _held(self) -> Stored:
+        """The tensors that are in memory, by name."""
+        return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
+
+    def _take(self, form: RunTimeForm | None) -> None:
+        """Brings the tensors into a form, ``None`` for the stored one."""
+        present = self._form
+        if present is not None and (form is None or form.layout != present.layout):
+            self._hold_stored(present, present.to_stored(self._held(), self._shape))
+        if form is not None and self._form is None:
+            tensors = form.of_stored(self._held(), self._shape)
+            if tensors is not None:
+                for name in form.replaces:
+                    self._buffers[name] = None
+                for name, tensor in tensors.items():
+                    self.register_buffer(name, tensor, persistent=False)
+                self._form = form
+
+    def _hold_stored(self, form: RunTimeForm, replaced: Stored) -> None:
+        """Puts back what ``form`` replaces, and drops its own tensors."""
+        for name in form.tensors:
+            delattr(self, name)
+        self._form = None
+        for name, tensor in replaced.items():
+            self._buffers[name] = tensor
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        here = self._device
+        there = fn(torch.empty(0, dtype=torch.uint8, device=here)).device
+        prepared = self._form is not None
+        moves = there.type != here.type  # to another kind of device, another form
+        if moves:
+            self._take(None)
+        super()._apply(without_casts(self, fn), recurse)  # type: ignore[no-untyped-call]
+        wants_form = self._wants_form
+        if wants_form is None:
+            wants_form = prepared or there.type == "cuda"
+        if moves and wants_form and "meta" not in (here.type, there.type):  # meta has no values
+            self._take(self._form_for("auto"))
+        return self
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self._form is not None:
+            for name, tensor in self._form.to_stored(self._held(), self._shape).items():
+                destination[f"{prefix}{name}"] = tensor
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        form = self._form
+        if form is not None:
+            empty = empty_stored(self.config.code, *self._shape, self._device)
+            self._hold_stored(form, {name: empty[name] for name in form.replaces})
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if form is not None:
+            self._take(self._form_for("auto"))

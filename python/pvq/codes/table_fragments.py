@@ -1,0 +1,89 @@
+"""Fragments: the run-time form of a table code that the GPU product reads.
+
+They are the bytes of the code in the order in which the lanes of a warp need them, behind a copy of
+the code's table (csrc/cuda/table_matmul.h): as large as the stored form, which can be made from
+them again, bit for bit. Columns must be a multiple of 128.
+"""
+
+import functools
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from pvq import _core
+from pvq.codes import Stored
+
+COLUMNS = 128  # that a fragment's chunk has
+
+_KERNEL_DTYPES = (torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class TableFragments:
+    """The fragments of matrices in one table code; the field is that of the code."""
+
+    bits: int
+
+    layout: ClassVar[str] = "fragments"
+    tensors: ClassVar[tuple[str, ...]] = ("fragments",)
+    replaces: ClassVar[tuple[str, ...]] = ("code",)
+
+    def of_stored(self, stored: Stored, shape: tuple[int, int]) -> Stored | None:
+        """The fragments of a matrix; ``None`` if its columns are no multiple of 128."""
+        if shape[1] % COLUMNS:
+            return None
+        table = _table(self.bits)
+        return {"fragments": torch.ops.pvq.table_fragments(stored["code"], table, self.bits)}
+
+    def to_stored(self, held: Stored, shape: tuple[int, int]) -> Stored:
+        """The code that the fragments were made from."""
+        return {"code": torch.ops.pvq.table_codes(held["fragments"], *shape, self.bits)}
+
+    def matmul(
+        self, x: torch.Tensor, held: Stored, rows: int, block: int, seed: int, activations: str
+    ) -> torch.Tensor:
+        """The product of ``x`` [..., cols], rotated unless ``block`` is 0, with every row.
+
+        In float32, and with ``activations="float"``, the codes are expanded to a scratch of the
+        dtype of ``x``, and the library multiplies.
+        """
+        y: torch.Tensor
+        if rounds_activations(x, activations):
+            y = torch.ops.pvq.table_matmul_fragments(
+                *(x, held["fragments"], held["row_scale"], self.bits, block, seed),
+                activations == "int8x2",
+            )
+        else:
+            code = self.to_stored(held, (rows, x.shape[-1]))["code"]
+            y = torch.ops.pvq.table_matmul(x, code, held["row_scale"], self.bits, block, seed)
+        return y
+
+    def dequantize_rows(
+        self,
+        held: Stored,
+        ids: torch.Tensor,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        block: int,
+        seed: int,
+    ) -> torch.Tensor:
+        """The rows ``ids`` [n] of the matrix, rotated back unless ``block`` is 0: [n, cols].
+
+        A row that does not exist is NaN, because raising would wait for the GPU.
+        """
+        w: torch.Tensor = torch.ops.pvq.table_rows(
+            *(held["fragments"], held["row_scale"], ids.to(torch.int64)),
+            *(self.bits, shape[1], dtype, block, seed),
+        )
+        return w
+
+
+def rounds_activations(x: torch.Tensor, activations: str) -> bool:
+    """Whether the product with ``x`` is the kernel's, which rounds activations."""
+    return activations != "float" and x.dtype in _KERNEL_DTYPES
+
+
+@functools.cache
+def _table(bits: int) -> torch.Tensor:
+    return torch.from_numpy(_core.code_table(bits))
