@@ -1,11 +1,9 @@
 // Products from planes: the choice of the kernel, and expansion to dense weights.
 #include "cuda/plane_matmul.h"
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include "cuda/plane_decode.cuh"
 #include "cuda/plane_product_task.h"
+#include "cuda/rounded.cuh"
 
 namespace pvq {
 namespace {
@@ -18,15 +16,6 @@ int stride_of(const PlaneProduct& t) {
 }
 
 constexpr int kBlockThreads = 256;
-
-__device__ uint32_t pack(float low, float high, __half) {
-  const __half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-__device__ uint32_t pack(float low, float high, __nv_bfloat16) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
 
 // A warp expands a chunk, eight bytes of a row at a time.
 template <int kBits, int kGroup, class T>
@@ -57,8 +46,8 @@ __global__ void __launch_bounds__(kBlockThreads)
           for (int i = 0; i < 4; ++i)
             weight[i] = s * static_cast<float>(int(v >> (8 * i) & 255) - Chunk::kBias);
           const int64_t col = place % chunks * kChunkCols + 64 * b + 16 * (lane % 4) + 4 * q;
-          *reinterpret_cast<uint2*>(w + row * cols + col) =
-              make_uint2(pack(weight[0], weight[1], T()), pack(weight[2], weight[3], T()));
+          *reinterpret_cast<uint2*>(w + row * cols + col) = make_uint2(
+              rounded_pair<T>(weight[0], weight[1]), rounded_pair<T>(weight[2], weight[3]));
         }
     }
   }

@@ -1,8 +1,7 @@
 // Table codes back to dense weights.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include "cuda/rounded.cuh"
 #include "cuda/table_decode.cuh"
 #include "cuda/table_matmul.h"
 
@@ -10,15 +9,6 @@ namespace pvq {
 namespace {
 
 constexpr int kBlockThreads = 256;
-
-__device__ uint32_t pack(float low, float high, __half) {
-  const __half2 pair = __floats2half2_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
-__device__ uint32_t pack(float low, float high, __nv_bfloat16) {
-  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<const uint32_t*>(&pair);
-}
 
 // A warp expands a chunk: a lane has 32 neighbouring columns of two rows, and writes 16 bytes of
 // them at a time. The table lies in shared memory once: conflicts cost less here than copies.
@@ -59,7 +49,7 @@ __global__ void __launch_bounds__(kBlockThreads)
               const int stored = static_cast<int8_t>(a[2 * h + u] >> (8 * (i + k)));
               v[k] = scale[u] * static_cast<float>(kBits == 3 ? 2 * stored + 1 : stored);
             }
-            out[2 * h + i / 2] = pack(v[0], v[1], T());
+            out[2 * h + i / 2] = rounded_pair<T>(v[0], v[1]);
           }
         if (first_row + 8 * u < rows)
           *reinterpret_cast<uint4*>(w + (first_row + 8 * u) * cols + col + 8 * step) =

@@ -1,4 +1,4 @@
-// Products from table codes: fragments, and the choice of the kernel.
+// Products from table codes: the choice of the kernel.
 #include "cuda/table_matmul.h"
 
 #include <cuda_runtime.h>
@@ -9,37 +9,6 @@
 
 namespace pvq {
 namespace {
-
-constexpr int kBlockThreads = 256;
-
-// A thread makes one byte. Rows beyond the last get zero bytes: what they decode to is not written.
-__global__ void fragments_kernel(const uint8_t* code, int64_t rows, int64_t cols, int bits,
-                                 int64_t size, uint8_t* fragments) {
-  const int64_t place = blockIdx.x * int64_t(kBlockThreads) + threadIdx.x;
-  if (place >= size) return;
-  const int chunk_bytes = int(table_chunk_bytes(bits)), byte = int(place % chunk_bytes);
-  const int64_t chunk = place / chunk_bytes, chunks = cols / kChunkCols;
-  const int64_t first_row = chunk / chunks * kTileRows, first_col = chunk % chunks * kChunkCols;
-  const int64_t stride = cols * bits / 8;
-  uint8_t value = 0;
-  if (bits == 3 && byte >= 512) {
-    const int offset = byte - 512;
-    for (int bit = 0; bit < 8; ++bit) {
-      const FragmentPlace at{offset / 8, offset % 8 / 4 * 2 + (7 - bit) / 4, (7 - bit) % 4,
-                             offset % 4};
-      const int64_t row = first_row + at.row(), col = first_col + at.column();
-      if (row < rows)
-        value |= uint8_t((code[row * stride + cols / 4 + col / 8] >> (col % 8) & 1) << bit);
-    }
-  } else {
-    const FragmentPlace at = FragmentPlace::of_code_byte(byte, bits);
-    const int64_t row = first_row + at.row(), col = first_col + at.column();
-    if (row < rows) value = code[row * stride + col / (bits == 4 ? 2 : 4)];
-  }
-  fragments[kTableBytes + place] = value;
-}
-
-int64_t blocks_for(int64_t threads) { return (threads + kBlockThreads - 1) / kBlockThreads; }
 
 // How a product runs: one kernel or two, and the rows of the quantized activations.
 struct Plan {
@@ -60,18 +29,6 @@ Plan plan_of(const TableProduct& t) {
 }
 
 }  // namespace
-
-int table_fragments_cuda(const uint8_t* code, const uint32_t* table, int64_t rows, int64_t cols,
-                         int bits, uint8_t* fragments, void* stream) {
-  const auto s = static_cast<cudaStream_t>(stream);
-  cudaError_t error = cudaMemcpyAsync(fragments, table, kTableBytes, cudaMemcpyHostToDevice, s);
-  if (error != cudaSuccess) return error;
-  const int64_t size = table_fragment_bytes(rows, cols, bits) - kTableBytes;
-  if (size > 0)
-    fragments_kernel<<<unsigned(blocks_for(size)), kBlockThreads, 0, s>>>(code, rows, cols, bits,
-                                                                          size, fragments);
-  return cudaGetLastError();
-}
 
 int64_t table_product_workspace(const TableProduct& task) {
   const Plan plan = plan_of(task);

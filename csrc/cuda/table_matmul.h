@@ -1,10 +1,7 @@
 // Products from pyramid-table codes on the GPU (core/table_codes.h defines the codes).
 //
-// The kernel reads the codes as fragments: the order in which the lanes of a warp need them, made
-// from the stored form once, when a layer is loaded. A chunk is 16 rows x 128 columns; its words
-// lie together, 16 bytes a lane and load, so that nothing moves between lanes. Chunks of a tile (16
-// rows) follow each other by column, tiles by row. Rows are padded to 16, columns must be a
-// multiple of 128.
+// The kernels read the codes as fragments (cuda/fragments.h) behind a header with the table;
+// cuda/table_decode.cuh says where a weight's bits lie.
 #pragma once
 
 #include "cuda/fragments.h"
@@ -20,11 +17,6 @@ constexpr int64_t kTableBytes = 256 * 4;
 constexpr int64_t table_fragment_bytes(int64_t rows, int64_t cols, int bits) {
   return kTableBytes + tiles_of(rows) * (cols / kChunkCols) * table_chunk_bytes(bits);
 }
-
-// fragments [table_fragment_bytes] from code [rows, cols * bits / 8] and the table's words, which
-// are host memory. Returns a cudaError_t.
-int table_fragments_cuda(const uint8_t* code, const uint32_t* table, int64_t rows, int64_t cols,
-                         int bits, uint8_t* fragments, void* stream);
 
 // w [rows, cols] = row_scale * point, from fragments. Returns a cudaError_t.
 int table_expand_cuda(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows,

@@ -3,6 +3,7 @@
 #include "cuda/decode.h"
 #include "cuda/encode.h"
 #include "cuda/hadamard.h"
+#include "cuda/plane_matmul.h"
 #include "cuda/table_fragments.h"
 #include "cuda/table_matmul.h"
 #include "cuda/table_stored.h"
@@ -31,9 +32,6 @@ int check_codes_cuda(const IndexStreams&, const Refusal&, void*) { return kCudaU
 int64_t hadamard_cuda_workspace(const HadamardCuda&) { return 0; }
 int hadamard_cuda(const HadamardCuda&, void*, void*) { return kCudaUnavailable; }
 
-int table_fragments_cuda(const uint8_t*, const uint32_t*, int64_t, int64_t, int, uint8_t*, void*) {
-  return kCudaUnavailable;
-}
 int table_expand_cuda(const uint8_t*, const uint16_t*, int64_t, int64_t, int, FloatType, void*,
                       void*) {
   return kCudaUnavailable;
@@ -48,9 +46,15 @@ int codes_from_fragments_cuda(const uint8_t*, int64_t, int64_t, int, uint8_t*, v
 int rows_from_fragments_cuda(const FragmentRows&, void*) { return kCudaUnavailable; }
 int table_quantize_cuda(const TableQuantizeCuda&, void*) { return kCudaUnavailable; }
 int table_dequantize_cuda(const TableView&, RealType, void*, void*) { return kCudaUnavailable; }
-bool table_product_supported() { return false; }
-bool table_product_block_supported(int64_t) { return false; }
+bool products_supported() { return false; }
+bool product_block_supported(int64_t) { return false; }
 int64_t table_product_workspace(const TableProduct&) { return 0; }
 int table_product_cuda(const TableProduct&, void*) { return kCudaUnavailable; }
+int64_t plane_product_workspace(const PlaneProduct&) { return 0; }
+int plane_product_cuda(const PlaneProduct&, void*) { return kCudaUnavailable; }
+int plane_expand_cuda(const uint8_t*, const uint16_t*, int64_t, int64_t, int, int, FloatType, void*,
+                      void*) {
+  return kCudaUnavailable;
+}
 
 }  // namespace pvq

@@ -38,6 +38,10 @@ STABLE_TORCH_LIBRARY(pvq, m) {
       "matmul_planes_transposed(Tensor g, Tensor planes, Tensor scale, Tensor outlier_start,"
       " Tensor outlier_place, Tensor outlier_value, int rows, int dim, int block=0, int seed=0)"
       " -> Tensor");
+  m.def(
+      "plane_matmul(Tensor x, Tensor fragments, Tensor row_scale, int block=0, int seed=0)"
+      " -> Tensor");
+  m.def("plane_expand(Tensor fragments, Tensor row_scale, int cols, ScalarType dtype) -> Tensor");
   m.def("table_quantize(Tensor w, int bits) -> (Tensor code, Tensor row_scale)");
   m.def(
       "table_dequantize(Tensor code, Tensor row_scale, int bits, int cols, ScalarType dtype,"

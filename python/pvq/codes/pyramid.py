@@ -21,6 +21,7 @@ import torch
 from pvq import _core
 from pvq.arguments import check_bits, check_choice, check_int
 from pvq.codes import Layout, RunTimeForm, Stored
+from pvq.codes.fragments import PlaneFragments
 from pvq.codes.planes import Planes
 from pvq.ops.code import packed_bytes
 
@@ -180,10 +181,11 @@ class PyramidCode:
         return y
 
     def run_time(self, device: torch.device) -> RunTimeForm | None:
-        """Planes on the CPU."""
-        if device.type != "cpu":
-            return None
-        return Planes(self.dim, self.pulses, self.gain_bits, self.gain_law)
+        """Planes on the CPU, fragments of planes on a GPU."""
+        numbers = (self.dim, self.pulses, self.gain_bits, self.gain_law)
+        if device.type == "cuda" and self.dim % 8 == 0:
+            return PlaneFragments(*numbers)
+        return Planes(*numbers) if device.type == "cpu" else None
 
     def _operands(self, stored: Stored) -> tuple[Any, ...]:
         """What every operator takes of a stored matrix."""

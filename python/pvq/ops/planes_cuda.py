@@ -1,0 +1,43 @@
+"""Rules of the GPU operators of planes: shapes, and the gradient of the product.
+
+The gradient in the activations is that of the dense product: the incoming gradient times the
+expanded weights, rotated back.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.library.register_fake("pvq::plane_expand")
+def _plane_expand_fake(
+    fragments: Tensor, row_scale: Tensor, cols: int, dtype: torch.dtype
+) -> Tensor:
+    return fragments.new_empty((row_scale.shape[0], cols), dtype=dtype)
+
+
+@torch.library.register_fake("pvq::plane_matmul")
+def _plane_matmul_fake(
+    x: Tensor, fragments: Tensor, row_scale: Tensor, block: int = 0, seed: int = 0
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], row_scale.shape[0]))
+
+
+def _keep_matrix(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, fragments, row_scale, ctx.block, ctx.seed = inputs
+    ctx.cols = x.shape[-1]
+    ctx.save_for_backward(fragments, row_scale)
+
+
+def _plane_matmul_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    fragments, row_scale = ctx.saved_tensors
+    x_grad = grad @ torch.ops.pvq.plane_expand(fragments, row_scale, ctx.cols, grad.dtype)
+    if ctx.block:
+        x_grad = torch.ops.pvq.hadamard(x_grad, ctx.block, ctx.seed, True)
+    return x_grad, None, None, None, None
+
+
+torch.library.register_autograd(
+    "pvq::plane_matmul", _plane_matmul_backward, setup_context=_keep_matrix
+)
