@@ -277,9 +277,9 @@ class Block(nn.Module):
         return self.down_proj(self.gate_proj(h).sigmoid() * self.up_proj(h))
 
 
-def block(bits=3, overrides=None, **sizes):
+def block(bits=3, overrides=None, code="table", **sizes):
     model = nn.Sequential(Block(**sizes))
-    config = PVQConfig(bits, code="table")
+    config = PVQConfig(bits, code=code)
     pvq.quantize_model(model, config, overrides=overrides, progress=False)
     return model
 
@@ -452,26 +452,30 @@ def relative_error(found, expected):
     return float((found - expected).norm() / expected.norm())
 
 
-def gpu_block(bits=3, dtype=torch.float16, **sizes):
+def gpu_block(bits=3, dtype=torch.float16, code="table", **sizes):
     sizes = {"cols": 256, "rows": (512, 128, 128), "up": (640, 640), **sizes}
-    return block(bits, **sizes).to(dtype).cuda()
+    return block(bits, code=code, **sizes).to(dtype).cuda()
 
 
 @needs_gpu
-@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize(
+    ("code", "bits"), [("table", 2), ("table", 3), ("table", 4), ("pyramid", 3)]
+)
 @pytest.mark.parametrize("cols", [128, 256, 2048])
 @pytest.mark.parametrize("tokens", [(1,), (2,), (5,), (2, 9), (40,), (300,)])
-def test_groups_give_the_products_of_their_members(bits, cols, tokens):
-    model = gpu_block(bits, cols=cols, rows=(48, 16, 32), up=(96, 96))
+def test_groups_give_the_products_of_their_members(code, bits, cols, tokens):
+    model = gpu_block(bits, code=code, cols=cols, rows=(48, 16, 32), up=(96, 96))
     alone = copy.deepcopy(model)
-    assert pvq.group_projections(model) == 2
+    # Planes of matrices whose largest integers need other widths are not joined.
+    assert pvq.group_projections(model) == 2 or code == "pyramid"
     x = torch.randn(*tokens, cols, device="cuda").half()
     with torch.no_grad():
         for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
             y = getattr(model[0], name)(x)
             assert y.shape == (*tokens, getattr(alone[0], name).out_features)
             assert relative_error(y, getattr(alone[0], name)(x)) < 2e-3
-    assert model[0].q_proj._form.shared._waiting is None
+    if code == "table":
+        assert model[0].q_proj._form.shared._waiting is None
     assert same_state(model, alone)
     assert relative_error(model(x), alone(x)) < 0.01
 

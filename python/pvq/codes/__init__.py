@@ -14,6 +14,9 @@ Stored = dict[str, torch.Tensor]
 ACTIVATIONS = ("int8", "int8x2", "float")
 """What a product may do to its activations; see :meth:`pvq.PVQLinear.prepare`."""
 
+KERNEL_DTYPES = (torch.float16, torch.bfloat16)
+"""Of the activations that the GPU's kernels multiply with fragments."""
+
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape and dtype of each tensor of a stored form."""
 

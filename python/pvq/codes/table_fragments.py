@@ -12,11 +12,9 @@ from typing import ClassVar
 import torch
 
 from pvq import _core
-from pvq.codes import Stored
+from pvq.codes import KERNEL_DTYPES, Stored
 
 COLUMNS = 128  # that a fragment's chunk has
-
-_KERNEL_DTYPES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ class TableFragments:
 
     def fuses(self, x: torch.Tensor, activations: str) -> bool:
         """Whether the product with ``x`` is the kernel's, which rounds activations."""
-        return activations != "float" and x.dtype in _KERNEL_DTYPES
+        return activations != "float" and x.dtype in KERNEL_DTYPES
 
     def dequantize_rows(
         self,
