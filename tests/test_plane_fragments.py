@@ -110,20 +110,20 @@ def test_damaged_indices_are_refused(device):
     stored = {name: tensor.to(device) for name, tensor in code.stored.items()}
     stored["index"][20] = 255
     with pytest.raises(RuntimeError, match="index of row 20 names no point"):
-        code.config.code.run_time(torch.device("cuda")).of_stored(stored, (37, 384))
+        PlaneFragments(16, 28, 3, "lloyd").of_stored(stored, (37, 384))
 
 
 @pytest.mark.parametrize(("rows", "cols"), [(0, 128), (3, 0)])
 def test_empty_matrices_stay_stored(rows, cols):
     code = quantize_tensor(torch.zeros(rows, cols), PVQConfig(3.25))
-    form = code.config.code.run_time(torch.device("cuda"))
+    form = PlaneFragments(16, 28, 3, "lloyd")
     assert form.of_stored(code.stored, (rows, cols)) is None
 
 
 def test_products_in_float32_are_exact():
     config = PVQConfig(3.25, seed=3)
     code = quantize_tensor(torch.randn(37, 384), config)
-    form = code.config.code.run_time(torch.device("cuda"))
+    form = PlaneFragments(16, 28, 3, "lloyd")
     held = code.stored | form.of_stored(code.stored, (37, 384))
     del held["index"]
     x = torch.randn(5, 384)

@@ -2,7 +2,7 @@
 
 A module has two forms. The stored one is what a state dict contains, always. Some codes have a form
 that a device's product reads faster (:class:`pvq.codes.RunTimeForm`: the planes of the pyramid code
-on the CPU, the fragments of the table code on the GPU); :meth:`CodedModule.prepare` trades stored
+on the CPU, the fragments of either code on the GPU); :meth:`CodedModule.prepare` trades stored
 tensors for it, so that memory holds one form, and a state dict gets them back bit for bit.
 """
 
@@ -87,12 +87,12 @@ class CodedModule(nn.Module):
         Args:
             layout: ``"stored"`` (what checkpoints hold, least memory; ``"index"``, after what it is
                 for pyramid codes, means the same), ``"planes"`` (fastest for pyramid codes on the
-                CPU), ``"fragments"`` (fastest for table codes on the GPU), or ``"auto"``: the
-                fastest that the code has on this device. A matrix that does not fit the form or
-                would not survive the way back stays stored (fragments: columns that are no
-                multiple of 128; planes: scales below about 1e-30); :attr:`layout` tells.
-            activations: ``"int8"``, the default, lets the GPU's product round float16 and bfloat16
-                activations to 8 bits (one scale a token and 128 columns), which is the fastest and
+                CPU), ``"fragments"`` (fastest on the GPU), or ``"auto"``: the fastest that the code
+                has on this device. A matrix that does not fit the form or would not survive the
+                way back stays stored (fragments: columns that are no multiple of 128; planes:
+                scales below about 1e-30); :attr:`layout` tells.
+            activations: what the GPU's product with table codes may do to float16 and bfloat16
+                ones. ``"int8"``, the default, lets it round them to 8 bits (one scale a token and 128 columns), which is the fastest and
                 costs less than 1 % of relative error. ``"int8x2"`` rounds them to 15 bits, in two
                 passes: 0.1 %. ``"float"`` never rounds: the GPU expands the codes for every
                 product, which then takes longer than that of a dense layer. The CPU never rounds,
