@@ -92,11 +92,12 @@ class CodedModule(nn.Module):
                 way back stays stored (fragments: columns that are no multiple of 128; planes:
                 scales below about 1e-30); :attr:`layout` tells.
             activations: what the GPU's product with table codes may do to float16 and bfloat16
-                ones. ``"int8"``, the default, lets it round them to 8 bits (one scale a token and 128 columns), which is the fastest and
-                costs less than 1 % of relative error. ``"int8x2"`` rounds them to 15 bits, in two
-                passes: 0.1 %. ``"float"`` never rounds: the GPU expands the codes for every
-                product, which then takes longer than that of a dense layer. The CPU never rounds,
-                nor does the GPU in float32. ``None`` leaves the choice as it is.
+                ones. ``"int8"``, the default, lets it round them to 8 bits (one scale a token and
+                128 columns), which is the fastest and costs less than 1 % of relative error.
+                ``"int8x2"`` rounds them to 15 bits, in two passes: 0.1 %. ``"float"`` never rounds:
+                the codes are expanded for every product, which then takes longer than that of a
+                dense layer. Nothing is ever rounded on the CPU, in float32, or with pyramid codes.
+                ``None`` leaves the choice as it is.
 
         Returns:
             The module itself.
