@@ -243,8 +243,9 @@ def test_pyramid_layers_move_between_planes_and_the_gpu():
 
 @needs_gpu
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_tied_table_and_head_on_the_gpu(bits):
-    table = PVQEmbedding.from_embedding(nn.Embedding(50, 256), PVQConfig(bits, code="table"))
+@pytest.mark.parametrize("code", ["table", "pyramid"])
+def test_tied_table_and_head_on_the_gpu(bits, code):
+    table = PVQEmbedding.from_embedding(nn.Embedding(50, 256), PVQConfig(bits, code=code))
     untied = copy.deepcopy(table).cuda()
     assert untied.layout == "stored"
     head = PVQTiedHead(table)

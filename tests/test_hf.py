@@ -20,6 +20,7 @@ from transformers.quantizers import auto
 
 import pvq
 from pvq import PVQConfig, PVQEmbedding, PVQLinear, hf
+from pvq.codes.joined import JoinedForm
 from pvq.embedding import PVQTiedHead
 from pvq.modules import quantized_modules
 
@@ -119,7 +120,7 @@ def test_loaded_model_is_the_saved_model(small_llama, tmp_path):
     model = quantized(small_llama())
     model.save_pretrained(tmp_path)
     expected = logits(model)
-    token = hf.run_time_when_loaded.set(("stored", None))
+    token = hf.run_time_when_loaded.set(hf.RunTime("stored"))
     try:
         assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path)), expected)
     finally:
@@ -495,6 +496,8 @@ def test_loading_on_the_gpu_takes_the_fastest_forms(table_checkpoint, tmp_path, 
     layer = model.model.layers[0]
     assert layer.mlp.up_proj.layout == "fragments"
     assert layer.self_attn.o_proj.layout != "planes"
+    grouped = [isinstance(m._form, JoinedForm) for m in layer.mlp.children() if hasattr(m, "_form")]
+    assert grouped == ([False] * 3 if way == "cuda" else [True, True, False])
     assert model.model.embed_tokens.layout == "fragments", "the head multiplies from it"
     assert {p.device.type for p in [*model.parameters(), *model.buffers()]} == {"cuda"}
     ids = torch.tensor([[1, 2, 3, 4]])
@@ -512,6 +515,8 @@ def test_loading_on_the_gpu_takes_the_fastest_forms(table_checkpoint, tmp_path, 
 def test_layout_and_activations_are_chosen_on_loading(table_checkpoint):
     stored = pvq.load(table_checkpoint, device="cuda", layout="stored")
     assert {m.layout for _, m in quantized_modules(stored)} == {"stored"}
+    alone = pvq.load(table_checkpoint, device="cuda", group=False)
+    assert not [m for _, m in quantized_modules(alone) if isinstance(m._form, JoinedForm)]
     exact = pvq.load(table_checkpoint, device="cuda", activations="float").to(torch.float16)
     assert {m.activations for _, m in quantized_modules(exact)} == {"float"}
     ids = torch.tensor([[1, 2, 3, 4]], device="cuda")

@@ -87,6 +87,50 @@ def test_index_survives(dim, pulses, rows):
     assert torch.equal(form.to_stored(held, (rows, 384))["index"], code.stored["index"])
 
 
+@pytest.mark.parametrize(("dim", "pulses"), [(8, 24), (16, 28)])
+@pytest.mark.parametrize("block", [0, 128])
+def test_rows_are_those_of_the_matrix(dim, pulses, block):
+    rotation = {"block": block, "seed": 3} if block else {"rotation": "none"}
+    config = PVQConfig(dim=dim, pulses=pulses, gain_bits=3, **rotation)
+    code = quantize_tensor(torch.randn(37, 384), config)
+    form = PlaneFragments(dim, pulses, 3, "lloyd")
+    held = code.stored | form.of_stored(code.stored, (37, 384))
+    del held["index"]
+    ids = torch.tensor([0, 36, 5, 5, -1, -37, 16], dtype=torch.int32)
+    for dtype in (torch.float32, torch.float16):
+        found = form.dequantize_rows(held, ids, (37, 384), dtype, block, 3)
+        assert torch.equal(found, code.dequantize(dtype)[ids])
+    none = form.dequantize_rows(held, ids[:0], (37, 384), torch.float32, block, 3)
+    assert none.shape == (0, 384)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+def test_damaged_indices_are_refused(device):
+    code = quantize_tensor(torch.randn(37, 384), PVQConfig(3.25))
+    stored = {name: tensor.to(device) for name, tensor in code.stored.items()}
+    stored["index"][20] = 255
+    with pytest.raises(RuntimeError, match="index of row 20 names no point"):
+        PlaneFragments(16, 28, 3, "lloyd").of_stored(stored, (37, 384))
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(0, 128), (3, 0)])
+def test_empty_matrices_stay_stored(rows, cols):
+    code = quantize_tensor(torch.zeros(rows, cols), PVQConfig(3.25))
+    form = PlaneFragments(16, 28, 3, "lloyd")
+    assert form.of_stored(code.stored, (rows, cols)) is None
+
+
+def test_products_in_float32_are_exact():
+    config = PVQConfig(3.25, seed=3)
+    code = quantize_tensor(torch.randn(37, 384), config)
+    form = PlaneFragments(16, 28, 3, "lloyd")
+    held = code.stored | form.of_stored(code.stored, (37, 384))
+    del held["index"]
+    x = torch.randn(5, 384)
+    y = form.matmul(x, held, 37, code.config.hadamard_block, 3, "int8")
+    assert relative_error(y, x.double() @ code.dequantize(torch.float64).T) < 1e-6
+
+
 def test_what_does_not_fit_stays_as_it_is():
     assert not fits_fragments(12, 384)
     assert not fits_fragments(16, 320)

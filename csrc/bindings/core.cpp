@@ -78,6 +78,12 @@ PYBIND11_MODULE(_core, m) {
   m.def("code_table", &code_table, py::arg("bits"),
         "The 256 points of the pyramid-table code of 2, 3 or 4 bits, int8 [256, 4 or 2]; at 3 bits "
         "an entry a stands for the magnitude 2 a + 1.");
+  m.def(
+      "cuda_capture_id",
+      [](uintptr_t stream) { return pvq::cuda_capture_id(reinterpret_cast<void*>(stream)); },
+      py::arg("stream"),
+      "The number of the CUDA graph capture that records the work of a stream (its handle as an "
+      "integer), unique in this process; 0 for none.");
   m.def("build_info", &build_info, "What was built and what this machine offers, as a dict.");
   bind_hadamard(m);
 }

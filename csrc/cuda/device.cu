@@ -22,6 +22,13 @@ bool cuda_is_capturing(void* stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
+uint64_t cuda_capture_id(void* stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  unsigned long long id = 0;
+  cudaStreamGetCaptureInfo(static_cast<cudaStream_t>(stream), &status, &id);
+  return status == cudaStreamCaptureStatusActive ? id : 0;
+}
+
 int cuda_read_word(const void* word, uint64_t* value, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
   const cudaError_t error =

@@ -18,6 +18,7 @@ const char* cuda_error_string(int) {
 }
 
 bool cuda_is_capturing(void*) { return false; }
+uint64_t cuda_capture_id(void*) { return 0; }
 int cuda_read_word(const void*, uint64_t*, void*) { return kCudaUnavailable; }
 
 int nearest_cuda(const NearestCuda&, void*) { return kCudaUnavailable; }

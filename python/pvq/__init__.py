@@ -14,6 +14,7 @@ from pvq._core import build_info, count
 from pvq.checkpoint import save_checkpoint
 from pvq.config import PVQConfig
 from pvq.embedding import PVQEmbedding
+from pvq.grouping import group_projections
 from pvq.hf import register
 from pvq.linear import PVQLinear
 from pvq.load import load
@@ -33,6 +34,7 @@ __all__ = [
     "Report",
     "build_info",
     "count",
+    "group_projections",
     "load",
     "prepare",
     "quantize_model",

@@ -2,7 +2,7 @@
 
 A module has two forms. The stored one is what a state dict contains, always. Some codes have a form
 that a device's product reads faster (:class:`pvq.codes.RunTimeForm`: the planes of the pyramid code
-on the CPU, the fragments of the table code on the GPU); :meth:`CodedModule.prepare` trades stored
+on the CPU, the fragments of either code on the GPU); :meth:`CodedModule.prepare` trades stored
 tensors for it, so that memory holds one form, and a state dict gets them back bit for bit.
 """
 
@@ -15,6 +15,7 @@ from torch import nn
 from pvq.arguments import check_choice
 from pvq.buffers import register_codes, without_casts
 from pvq.codes import ACTIVATIONS, RunTimeForm, Stored, empty_stored, stored_nbytes
+from pvq.codes.joined import JoinedForm
 from pvq.config import PVQConfig
 from pvq.sizes import megabytes
 from pvq.tensor import PVQTensor
@@ -77,7 +78,8 @@ class CodedModule(nn.Module):
     @property
     def resident_nbytes(self) -> int:
         """Bytes of the matrix in memory, in the present layout."""
-        return sum(buffer.nbytes for buffer in self._held().values())
+        shared = self._form.overhead_nbytes if isinstance(self._form, JoinedForm) else 0
+        return sum(buffer.nbytes for buffer in self._held().values()) + shared
 
     def prepare(self: M, layout: str = "auto", activations: str | None = None) -> M:
         """Chooses how products run: the form in memory, and what becomes of the activations.
@@ -85,16 +87,17 @@ class CodedModule(nn.Module):
         Args:
             layout: ``"stored"`` (what checkpoints hold, least memory; ``"index"``, after what it is
                 for pyramid codes, means the same), ``"planes"`` (fastest for pyramid codes on the
-                CPU), ``"fragments"`` (fastest for table codes on the GPU), or ``"auto"``: the
-                fastest that the code has on this device. A matrix that does not fit the form or
-                would not survive the way back stays stored (fragments: columns that are no
-                multiple of 128; planes: scales below about 1e-30); :attr:`layout` tells.
-            activations: ``"int8"``, the default, lets the GPU's product round float16 and bfloat16
-                activations to 8 bits (one scale a token and 128 columns), which is the fastest and
-                costs less than 1 % of relative error. ``"int8x2"`` rounds them to 15 bits, in two
-                passes: 0.1 %. ``"float"`` never rounds: the GPU expands the codes for every
-                product, which then takes longer than that of a dense layer. The CPU never rounds,
-                nor does the GPU in float32. ``None`` leaves the choice as it is.
+                CPU), ``"fragments"`` (fastest on the GPU), or ``"auto"``: the fastest that the code
+                has on this device. A matrix that does not fit the form or would not survive the
+                way back stays stored (fragments: columns that are no multiple of 128; planes:
+                scales below about 1e-30); :attr:`layout` tells.
+            activations: what the GPU's product with table codes may do to float16 and bfloat16
+                ones. ``"int8"``, the default, lets it round them to 8 bits (one scale a token and
+                128 columns), which is the fastest and costs less than 1 % of relative error.
+                ``"int8x2"`` rounds them to 15 bits, in two passes: 0.1 %. ``"float"`` never rounds:
+                the codes are expanded for every product, which then takes longer than that of a
+                dense layer. Nothing is ever rounded on the CPU, in float32, or with pyramid codes.
+                ``None`` leaves the choice as it is.
 
         Returns:
             The module itself.
@@ -187,6 +190,8 @@ class CodedModule(nn.Module):
         if moves:
             self._take(None)
         super()._apply(without_casts(self, fn), recurse)  # type: ignore[no-untyped-call]
+        if there != here and isinstance(self._form, JoinedForm):
+            self._form = self._form.form  # its tensor has memory of its own now
         wants_form = self._wants_form
         if wants_form is None:
             wants_form = prepared or there.type == "cuda"

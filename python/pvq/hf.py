@@ -6,7 +6,7 @@ it determines the shape of every tensor and no pattern is evaluated again when t
 
 import contextvars
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from pvq import _core
 from pvq.config import FORMAT_VERSION, PVQConfig, check_format_version
 from pvq.embedding import PVQEmbedding, PVQTiedHead
+from pvq.grouping import group_projections
 from pvq.integrity import checksum_metadata, read_headers, verify_checksums
 from pvq.linear import PVQLinear
 from pvq.matching import check_tensors
@@ -25,9 +26,27 @@ from pvq.modules import prepare, quantized_modules, replace_module
 
 METHOD = "pvq"
 
-# Layout and activations that a load in progress is to end with (see pvq.prepare); set by pvq.load.
-run_time_when_loaded: contextvars.ContextVar[tuple[str, str | None]] = contextvars.ContextVar(
-    "run_time_when_loaded", default=("auto", None)
+
+class RunTime(NamedTuple):
+    """How the layers of a model run: see :func:`pvq.prepare` and :func:`pvq.group_projections`."""
+
+    layout: str = "auto"
+    activations: str | None = None
+    group: bool = True
+
+    def apply(self, model: nn.Module) -> nn.Module:
+        """Makes the layers of ``model`` run so."""
+        prepare(model, self.layout, self.activations)
+        if self.group:
+            group_projections(model)
+        return model
+
+
+FASTEST = RunTime()
+
+# What a load in progress is to end with; set by pvq.load.
+run_time_when_loaded: contextvars.ContextVar[RunTime] = contextvars.ContextVar(
+    "run_time_when_loaded", default=FASTEST
 )
 
 
@@ -117,7 +136,8 @@ class PVQQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
-        return prepare(model, *run_time_when_loaded.get())
+        run_time_when_loaded.get().apply(model)
+        return model
 
     def get_state_dict_and_metadata(
         self, model: PreTrainedModel, *args: Any, **kwargs: Any

@@ -10,7 +10,6 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pvq import hf
-from pvq.modules import prepare
 
 
 def load(
@@ -19,6 +18,7 @@ def load(
     device: torch.device | str | None = None,
     layout: str = "auto",
     activations: str | None = None,
+    group: bool = True,
     **kwargs: Any,
 ) -> PreTrainedModel:
     """Loads a quantized causal language model; no dense copy of its weights is ever made.
@@ -30,6 +30,8 @@ def load(
         device: where to put it; codes are moved before they are prepared there.
         layout: run-time form of the layers, see :meth:`pvq.PVQLinear.prepare`.
         activations: what products may do to them, see there.
+        group: on a GPU, run projections that read the same input as one product, see
+            :func:`pvq.group_projections`.
         **kwargs: of ``AutoModelForCausalLM.from_pretrained``.
 
     Returns:
@@ -43,8 +45,9 @@ def load(
     folder = Path(path)
     if folder.is_dir():
         _check_method(folder)
-    run_time = (layout, activations)
-    token = hf.run_time_when_loaded.set(("stored", None) if device is not None else run_time)
+    run_time = hf.RunTime(layout, activations, group)
+    stored = hf.RunTime("stored", group=False)
+    token = hf.run_time_when_loaded.set(run_time if device is None else stored)
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, **kwargs)
     except SafetensorError as error:
@@ -54,7 +57,7 @@ def load(
     if getattr(model, "quantization_method", None) != hf.METHOD:
         raise ValueError(f"{path} is not a pvq checkpoint: use AutoModelForCausalLM")
     if device is not None:
-        prepare(model.to(device), *run_time)
+        run_time.apply(model.to(device))
     return model
 
 

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     sampling = {"do_sample": True, "temperature": args.temperature} if args.temperature else {}
     sampling = sampling or {"do_sample": False}
     start = time.perf_counter()
-    with torch.inference_mode():
+    with torch.no_grad():  # not inference_mode, in which projections share no product
         ids = model.generate(
             **prompt,
             **sampling,

@@ -32,13 +32,13 @@ def add_run_time(parser: argparse.ArgumentParser) -> None:
         choices=LAYOUTS,
         default="auto",
         help="form of quantized layers in memory: stored (index is the same; least memory), "
-        "planes (fastest for pyramid codes on the CPU), fragments (for table codes on the GPU)",
+        "planes (fastest for pyramid codes on the CPU), fragments (fastest on the GPU)",
     )
     parser.add_argument(
         "--activations",
         choices=ACTIVATIONS,
-        help="what the GPU's products may do to them: int8 (round to 8 bits; default, fastest), "
-        "int8x2 (round to 15 bits) or float (nothing; slow)",
+        help="what the GPU's products with table codes may do to them: int8 (round to 8 bits; "
+        "default, fastest), int8x2 (round to 15 bits) or float (nothing; slow)",
     )
 
 

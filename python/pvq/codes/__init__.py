@@ -14,6 +14,9 @@ Stored = dict[str, torch.Tensor]
 ACTIVATIONS = ("int8", "int8x2", "float")
 """What a product may do to its activations; see :meth:`pvq.PVQLinear.prepare`."""
 
+KERNEL_DTYPES = (torch.float16, torch.bfloat16)
+"""Of the activations that the GPU's kernels multiply with fragments."""
+
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape and dtype of each tensor of a stored form."""
 
@@ -24,12 +27,20 @@ class RunTimeForm(Protocol):
     Its tensors take the place of some stored ones, which can be made from them again bit for bit.
     """
 
-    layout: ClassVar[str]
-    """Its name, as :meth:`pvq.PVQLinear.prepare` takes it."""
-    tensors: ClassVar[tuple[str, ...]]
-    """Names of its tensors."""
-    replaces: ClassVar[tuple[str, ...]]
-    """Names of the stored tensors that it makes superfluous."""
+    @property
+    def layout(self) -> str:
+        """Its name, as :meth:`pvq.PVQLinear.prepare` takes it."""
+        ...
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of its tensors."""
+        ...
+
+    @property
+    def replaces(self) -> tuple[str, ...]:
+        """Names of the stored tensors that it makes superfluous."""
+        ...
 
     def of_stored(self, stored: Stored, shape: tuple[int, int]) -> Stored | None:
         """The tensors of this form; ``None`` if this matrix would not survive the way back.

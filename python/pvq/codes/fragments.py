@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from pvq import _core
-from pvq.codes import Stored
+from pvq.codes import KERNEL_DTYPES, Stored
 from pvq.ops.code import packed_bytes
 
 TILE_ROWS = 16
@@ -38,6 +38,7 @@ class PlaneFragments:
     layout: ClassVar[str] = "fragments"
     tensors: ClassVar[tuple[str, ...]] = ("fragments",)
     replaces: ClassVar[tuple[str, ...]] = ("index",)
+    header: ClassVar[int] = 0
 
     def of_stored(self, stored: Stored, shape: tuple[int, int]) -> Stored | None:
         """The fragments of a matrix; ``None`` if its shape or an integer of it does not fit them.
@@ -46,8 +47,10 @@ class PlaneFragments:
             RuntimeError: if an index names no point of the pyramid (a damaged file).
         """
         rows, cols = shape
-        if not fits_fragments(self.dim, cols):
+        if not fits_fragments(self.dim, cols) or rows == 0 or cols == 0:
             return None
+        # decode cannot refuse an index on the GPU, because that would wait for it.
+        torch.ops.pvq.check_codes(stored["index"], self.dim, self.pulses, cols // self.dim)
         slabs = _slabs(rows, cols)
         points = []
         for slab in slabs:
@@ -70,23 +73,67 @@ class PlaneFragments:
         """The index that the fragments were made from."""
         rows, cols = shape
         tiles = held["fragments"].view(-(-rows // TILE_ROWS), -1)
-        width = packed_bytes(cols // self.dim, _core.index_bits(self.dim, self.pulses))
-        index = torch.empty(rows, width, dtype=torch.uint8, device=tiles.device)
+        index = self._empty_index(rows, cols, tiles.device)
         for slab in _slabs(rows, cols):
             part = tiles[slab.start // TILE_ROWS : -(-slab.stop // TILE_ROWS)]
-            y = unpack_planes(part, cols)[: slab.stop - slab.start]
-            groups = y.to(torch.int16).view(len(y), cols // self.dim, self.dim)
-            index[slab] = torch.ops.pvq.encode(groups, self.pulses)
+            index[slab] = self._encode(unpack_planes(part, cols)[: slab.stop - slab.start])
         return {"index": index}
 
     def matmul(
-        self, x: torch.Tensor, held: Stored, rows: int, block: int, seed: int
+        self, x: torch.Tensor, held: Stored, rows: int, block: int, seed: int, activations: str
     ) -> torch.Tensor:
-        """The product of ``x`` [..., cols], rotated unless ``block`` is 0, with every row."""
-        y: torch.Tensor = torch.ops.pvq.plane_matmul(
-            x, held["fragments"], held["row_scale"], block, seed
-        )
+        """The product of ``x`` [..., cols], rotated unless ``block`` is 0, with every row.
+
+        In float32 the index is made again and expanded to a scratch, and the library multiplies.
+        """
+        y: torch.Tensor
+        if self.fuses(x, activations):
+            y = torch.ops.pvq.plane_matmul(x, held["fragments"], held["row_scale"], block, seed)
+        else:
+            index = self.to_stored(held, (rows, x.shape[-1]))["index"]
+            code = (index, held["gain"], held["row_scale"], *self._numbers)
+            y = torch.ops.pvq.matmul(x, *code, block, seed)
         return y
+
+    def fuses(self, x: torch.Tensor, activations: str) -> bool:
+        """Whether the product with ``x`` is the kernel's; it never rounds activations to 8 bits."""
+        return x.dtype in KERNEL_DTYPES
+
+    def dequantize_rows(
+        self,
+        held: Stored,
+        ids: torch.Tensor,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        block: int,
+        seed: int,
+    ) -> torch.Tensor:
+        """The rows ``ids`` [n] of the matrix, rotated back unless ``block`` is 0: [n, cols]."""
+        rows, cols = shape
+        place = torch.where(ids < 0, ids + rows, ids).to(torch.int64)
+        tiles = held["fragments"].view(-(-rows // TILE_ROWS), -1)
+        index = self._empty_index(len(place), cols, place.device)
+        for slab in _slabs(len(place), TILE_ROWS * cols):
+            y = unpack_planes(tiles[place[slab] // TILE_ROWS], cols).view(-1, TILE_ROWS, cols)
+            row = torch.arange(len(y), device=place.device)
+            index[slab] = self._encode(y[row, place[slab] % TILE_ROWS])
+        code = (index, held["gain"][place], held["row_scale"][place], *self._numbers)
+        w: torch.Tensor = torch.ops.pvq.dequantize(*code, cols, dtype, block, seed)
+        return w
+
+    @property
+    def _numbers(self) -> tuple[int, int, int, str]:
+        return self.dim, self.pulses, self.gain_bits, self.gain_law
+
+    def _empty_index(self, rows: int, cols: int, device: torch.device) -> torch.Tensor:
+        width = packed_bytes(cols // self.dim, _core.index_bits(self.dim, self.pulses))
+        return torch.empty(rows, width, dtype=torch.uint8, device=device)
+
+    def _encode(self, y: torch.Tensor) -> torch.Tensor:
+        """The index of the integers ``y`` int8 [rows, cols]."""
+        groups = y.to(torch.int16).view(len(y), y.shape[1] // self.dim, self.dim)
+        index: torch.Tensor = torch.ops.pvq.encode(groups, self.pulses)
+        return index
 
     def _points(self, index: torch.Tensor, cols: int) -> torch.Tensor | None:
         """The integers as int8 [rows, cols]; ``None`` if one does not fit."""

@@ -183,7 +183,7 @@ class PyramidCode:
     def run_time(self, device: torch.device) -> RunTimeForm | None:
         """Planes on the CPU, fragments of planes on a GPU."""
         numbers = (self.dim, self.pulses, self.gain_bits, self.gain_law)
-        if device.type == "cuda" and self.dim % 8 == 0:
+        if device.type == "cuda" and self.dim % 8 == 0 and _core.build_info()["cuda"]:
             return PlaneFragments(*numbers)
         return Planes(*numbers) if device.type == "cpu" else None
 

@@ -12,11 +12,9 @@ from typing import ClassVar
 import torch
 
 from pvq import _core
-from pvq.codes import Stored
+from pvq.codes import KERNEL_DTYPES, Stored
 
 COLUMNS = 128  # that a fragment's chunk has
-
-_KERNEL_DTYPES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,7 @@ class TableFragments:
     layout: ClassVar[str] = "fragments"
     tensors: ClassVar[tuple[str, ...]] = ("fragments",)
     replaces: ClassVar[tuple[str, ...]] = ("code",)
+    header: ClassVar[int] = 1024  # the table
 
     def of_stored(self, stored: Stored, shape: tuple[int, int]) -> Stored | None:
         """The fragments of a matrix; ``None`` if its columns are no multiple of 128."""
@@ -49,7 +48,7 @@ class TableFragments:
         dtype of ``x``, and the library multiplies.
         """
         y: torch.Tensor
-        if rounds_activations(x, activations):
+        if self.fuses(x, activations):
             y = torch.ops.pvq.table_matmul_fragments(
                 *(x, held["fragments"], held["row_scale"], self.bits, block, seed),
                 activations == "int8x2",
@@ -58,6 +57,10 @@ class TableFragments:
             code = self.to_stored(held, (rows, x.shape[-1]))["code"]
             y = torch.ops.pvq.table_matmul(x, code, held["row_scale"], self.bits, block, seed)
         return y
+
+    def fuses(self, x: torch.Tensor, activations: str) -> bool:
+        """Whether the product with ``x`` is the kernel's, which rounds activations."""
+        return activations != "float" and x.dtype in KERNEL_DTYPES
 
     def dequantize_rows(
         self,
@@ -77,11 +80,6 @@ class TableFragments:
             *(self.bits, shape[1], dtype, block, seed),
         )
         return w
-
-
-def rounds_activations(x: torch.Tensor, activations: str) -> bool:
-    """Whether the product with ``x`` is the kernel's, which rounds activations."""
-    return activations != "float" and x.dtype in _KERNEL_DTYPES
 
 
 @functools.cache

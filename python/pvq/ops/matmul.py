@@ -4,7 +4,7 @@ All are linear in the activations, so the gradient of a product is its transpose
 other way round, again from the codes: no dense weight is ever made. The codes have no gradient.
 
 A gradient rule costs a few microseconds a call also where no gradient is wanted, except under
-``torch.inference_mode()``: generate under it.
+``torch.inference_mode()``: on the CPU, generate under it.
 """
 
 from typing import Any

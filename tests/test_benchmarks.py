@@ -1,0 +1,44 @@
+"""Benchmarks that need a GPU run on the CPU in small, so that they do not rot."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.mark.parametrize("options", [(), ("--head", "--batch", "1", "3")])
+def test_generate_in_small(tmp_path, options):
+    sizes = {
+        "layers": 1, "hidden": 256, "intermediate": 384, "heads": 4, "kv-heads": 2, "vocab": 300,
+        "tokens": 2, "prompt": 3,
+    }  # fmt: skip
+    flags = [text for name, size in sizes.items() for text in (f"--{name}", str(size))]
+    file = tmp_path / "generate.json"
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "generate.py", "--device", "cpu", *flags, *options,
+         "--json", file],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())["rows"]
+    batches = {1, 3} if "--batch" in options else {1}
+    names = ["FP16", "no projections", "table-2", "table-3", "table-4", "pyramid-3.25"]
+    assert {(row["model"], row["batch"]) for row in rows} == {
+        (n, b) for n in names for b in batches
+    }
+    assert done.stdout.count("\n|") == 2 + len(rows)
+    dense = 2 * 256 * 256 + 2 * 128 * 256 + 3 * 384 * 256
+    head = 300 * 256
+    others = head + 3 * 256
+    size = {row["model"]: row["weight_nbytes"] for row in rows}
+    assert size["FP16"] == 2 * (dense + head + others)
+    assert size["no projections"] == 2 * (head + others)
+    codes = size["table-2"] - 2 * (others + (0 if "--head" in options else head))
+    scales = 2 * (256 + 256 + 128 + 128 + 384 + 384 + 256 + (300 if "--head" in options else 0))
+    assert codes == (dense + (head if "--head" in options else 0)) * 2 // 8 + scales
+    for row in rows:
+        assert row["tokens_per_second"] == pytest.approx(1e3 * row["batch"] / row["ms_per_step"])

@@ -1,0 +1,612 @@
+"""Projections that share one product: who is served, what is kept, that results stay the same."""
+
+import copy
+import gc
+import io
+import threading
+import weakref
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+import pvq
+from pvq import PVQConfig, PVQLinear, _core
+from pvq.codes.joined import JoinedForm, SharedProduct
+from pvq.codes.table import TableCode
+from pvq.modules import quantized_modules
+
+needs_gpu = pytest.mark.skipif(
+    not (torch.cuda.is_available() and _core.build_info()["cuda"]),
+    reason="needs a CUDA device and kernels built for it",
+)
+
+W = torch.arange(24.0).view(6, 4)  # members: rows 0-1, 2-4, 5
+PARTS = (slice(0, 2), slice(2, 5), slice(5, 6))
+
+
+def integers(rows=2, **options):
+    """An input whose products are exact."""
+    return torch.randint(-99, 99, (rows, 4), **options).float()
+
+
+class Counted:
+    """x @ W.T, and how often it was computed."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, x, *arguments):
+        self.calls += 1
+        return x @ W.T
+
+
+@pytest.fixture
+def shared():
+    return SharedProduct(Counted(), PARTS)
+
+
+def expected(x, member):
+    return x @ W[PARTS[member]].T
+
+
+def kept(shared):
+    """Outputs that wait."""
+    return 0 if shared._waiting is None else len(shared._waiting.outputs)
+
+
+# --- the shared product ---------------------------------------------------------------------------
+
+
+def test_members_are_served_from_one_product(shared):
+    for step in range(3):
+        x = integers()
+        for member in ((0, 1, 2), (2, 0, 1), (1, 2, 0))[step]:
+            assert torch.equal(shared.output(member, x), expected(x, member))
+        assert shared.product.calls == step + 1
+        assert shared._waiting is None
+
+
+def test_another_input_is_computed_anew(shared):
+    x = integers()
+    for other in (x.clone(), x[:], x.detach(), integers()):
+        shared.output(0, x)
+        calls = shared.product.calls
+        assert torch.equal(shared.output(1, other), expected(other, 1))
+        assert shared.product.calls == calls + 1
+        assert torch.equal(shared.output(1, x), expected(x, 1))
+
+
+def test_an_input_that_was_changed_in_place_is_computed_anew(shared):
+    x = integers()
+    shared.output(0, x)
+    x.mul_(2)
+    assert torch.equal(shared.output(1, x), expected(x, 1))
+    assert torch.equal(shared.output(2, x), expected(x, 2))
+    assert shared.product.calls == 2
+    shared.output(0, x)
+    x.data = integers()
+    assert torch.equal(shared.output(1, x), expected(x, 1))
+
+
+def test_a_member_that_asks_again_begins_a_new_round(shared):
+    x = integers()
+    shared.output(0, x)
+    shared.output(1, x)
+    shared.output(0, x)
+    assert shared.product.calls == 2
+    assert kept(shared) == 2
+    shared.output(1, x)
+    shared.output(2, x)
+    assert shared.product.calls == 2
+
+
+def test_an_id_that_is_used_again_is_another_input(shared):
+    for _ in range(50):  # freed and made again, often at the same address
+        x = integers()
+        assert torch.equal(shared.output(0, x), expected(x, 0))
+        del x
+
+
+def test_nothing_is_kept_once_all_are_served_or_the_input_is_gone(shared):
+    x = integers()
+    outputs = [weakref.ref(shared.output(member, x)) for member in range(3)]
+    assert all(output() is None for output in outputs)
+    assert shared._waiting is None
+    shared.output(0, x)
+    waiting = shared._waiting.outputs
+    alive = weakref.ref(x)
+    assert len(waiting) == 2
+    del x
+    gc.collect()
+    assert alive() is None
+    assert not waiting
+
+
+def test_an_exception_between_members_does_no_harm(shared):
+    def block(fails):
+        x = torch.ones(1, 4)
+        first = shared.output(0, x)
+        if fails:
+            raise ZeroDivisionError
+        return first, shared.output(1, x), shared.output(2, x)
+
+    for fails in (True, False, True, True, False):
+        if fails:
+            with pytest.raises(ZeroDivisionError):
+                block(fails)
+            gc.collect()
+            assert kept(shared) == 0
+        else:
+            for member, output in enumerate(block(fails)):
+                assert torch.equal(output, expected(torch.ones(1, 4), member))
+
+    def refuse(x):
+        raise ZeroDivisionError
+
+    broken = SharedProduct(refuse, PARTS)
+    with pytest.raises(ZeroDivisionError):
+        broken.output(0, torch.ones(1, 4))
+    assert broken._waiting is None
+
+
+def test_gradients_do_not_cross_modes(shared):
+    x = integers().requires_grad_()
+    with torch.no_grad():
+        assert not shared.output(0, x).requires_grad
+    y = shared.output(1, x)
+    assert y.requires_grad
+    z = shared.output(2, x)
+    (y.sum() + 2 * z.sum()).backward()
+    assert torch.allclose(x.grad, (W[2:5].sum(0) + 2 * W[5]).expand(2, 4))
+    with torch.no_grad():
+        assert not shared.output(0, x).requires_grad
+
+
+def test_arguments_are_part_of_the_question(shared):
+    x = integers()
+    shared.output(0, x, "int8")
+    shared.output(1, x, "float")
+    assert shared.product.calls == 2
+    shared.output(0, x, "float")
+    assert shared.product.calls == 2
+
+
+def test_inputs_that_cannot_be_recognised_are_refused(shared):
+    with torch.inference_mode():
+        x = integers()
+        assert shared.output(0, x) is None, "x has no version"
+        y = integers()
+    assert shared.output(0, y) is None
+    outside = integers()
+    with torch.inference_mode():
+        assert torch.equal(shared.output(0, outside), expected(outside, 0))
+    assert torch.equal(shared.output(1, outside), expected(outside, 1))
+    assert not shared.output(1, outside).is_inference()
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        assert shared.output(0, torch.zeros(2, 4)) is None
+
+
+def test_threads_never_get_the_output_of_another_input(shared):
+    wrong = []
+
+    def work(seed):
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(200):
+            x = integers(1, generator=generator)
+            for member in range(3):
+                if not torch.equal(shared.output(member, x), expected(x, member)):
+                    wrong.append((seed, member))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_copies_do_not_take_what_waits(shared):
+    x = integers()
+    shared.output(0, x)
+    assert copy.deepcopy(shared)._waiting is None
+    assert kept(shared) == 2
+
+
+# --- groups of layers, with a form made for the CPU -----------------------------------------------
+
+HEADER = 100
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A form that can be joined: a header, then the rows of the code. Counts kernel products."""
+
+    bits: int
+    calls: ClassVar[list[int]] = []
+
+    layout: ClassVar[str] = "fragments"
+    tensors: ClassVar[tuple[str, ...]] = ("fragments",)
+    replaces: ClassVar[tuple[str, ...]] = ("code",)
+    header: ClassVar[int] = HEADER
+
+    def of_stored(self, stored, shape):
+        header = torch.full((HEADER,), 77, dtype=torch.uint8)
+        return {"fragments": torch.cat([header, stored["code"].flatten()])}
+
+    def to_stored(self, held, shape):
+        assert torch.compiler.is_compiling() or (held["fragments"][:HEADER] == 77).all()
+        return {"code": held["fragments"][HEADER:].view(shape[0], -1).clone()}
+
+    def fuses(self, x, activations):
+        return activations == "int8" and x.dtype == torch.float32
+
+    def matmul(self, x, held, rows, block, seed, activations):
+        self.calls.append(rows)
+        code = self.to_stored(held, (rows, x.shape[-1]))["code"]
+        return torch.ops.pvq.table_matmul(x, code, held["row_scale"], self.bits, block, seed)
+
+
+@pytest.fixture
+def plain(monkeypatch):
+    monkeypatch.setattr(
+        TableCode, "run_time", lambda self, device: Plain(self.bits)
+        if device.type == "cpu" else None
+    )  # fmt: skip
+    monkeypatch.setattr(Plain, "calls", [])
+    return Plain
+
+
+class Block(nn.Module):
+    """Attention and MLP of no use, with the names that are grouped."""
+
+    def __init__(self, cols=64, rows=(48, 32, 32), up=(96, 96), bias=True):
+        super().__init__()
+        torch.manual_seed(0)
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(cols, n, bias=bias) for n in rows)
+        self.gate_proj, self.up_proj = (nn.Linear(cols, n, bias=bias) for n in up)
+        self.down_proj = nn.Linear(up[0], cols, bias=bias)
+
+    def forward(self, x):
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        h = x + q.mean(-1, True) - k.mean(-1, True) + v.mean(-1, True)
+        return self.down_proj(self.gate_proj(h).sigmoid() * self.up_proj(h))
+
+
+def block(bits=3, overrides=None, code="table", **sizes):
+    model = nn.Sequential(Block(**sizes))
+    config = PVQConfig(bits, code=code)
+    pvq.quantize_model(model, config, overrides=overrides, progress=False)
+    return model
+
+
+def same_state(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key].cpu(), b[key].cpu()) for key in a)
+
+
+def joined(model):
+    return {n for n, m in quantized_modules(model) if isinstance(m._form, JoinedForm)}
+
+
+def test_groups_compute_once_and_change_nothing_else(plain):
+    model = pvq.prepare(block())
+    before, x = copy.deepcopy(model), torch.randn(3, 64)
+    known = model(x)
+    plain.calls.clear()
+    assert pvq.group_projections(model) == 2
+    assert joined(model) == {f"0.{n}_proj" for n in ("q", "k", "v", "gate", "up")}
+    assert torch.allclose(model(x), known, atol=1e-5)
+    assert len(plain.calls) == 3
+    assert same_state(model, before)
+    assert pvq.group_projections(model) == 0, "once"
+    assert [type(m) for m in model.modules()] == [type(m) for m in before.modules()]
+    layer = model[0].k_proj
+    assert layer.layout == "fragments"
+    assert torch.equal(layer.dequantize(), before[0].k_proj.dequantize())
+    gradient = torch.randn(3, 64, requires_grad=True)
+    model(gradient).sum().backward()
+    reference = gradient.detach().clone().requires_grad_()
+    before(reference).sum().backward()
+    assert torch.allclose(gradient.grad, reference.grad, atol=1e-4)
+
+
+def test_sizes_of_groups_are_those_of_their_memory(plain):
+    model = pvq.prepare(block())
+    pvq.group_projections(model)
+    layers = [model[0].q_proj, model[0].k_proj, model[0].v_proj]
+    memory = layers[0]._form.memory
+    assert {layer._form.memory.data_ptr() for layer in layers} == {memory.data_ptr()}
+    row = 64 * 3 // 8  # a tile is 16 rows of 24 bytes, more than the header
+    assert memory.nbytes == HEADER + (48 + 16 + 32 + 16 + 32) * row
+    rows = (48 + 32 + 32) + (48 + 16 + 32 + 16 + 32)  # scales: the members' and the group's
+    assert sum(layer.resident_nbytes for layer in layers) == memory.nbytes + 2 * rows
+
+
+def test_short_tiles_leave_room_for_the_header(plain):
+    model = pvq.prepare(block(cols=8, up=(16, 32)))  # a tile is 48 bytes, the header 100
+    known = copy.deepcopy(model)
+    x = torch.randn(2, 8)
+    expected = [getattr(model[0], name)(x) for name in ("q_proj", "k_proj", "v_proj")]
+    assert pvq.group_projections(model) == 2
+    assert model[0].q_proj._form.memory.nbytes == HEADER + (48 + 48 + 32 + 48 + 32) * 3
+    found = [getattr(model[0], name)(x) for name in ("q_proj", "k_proj", "v_proj")]
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(found, expected, strict=True))
+    assert same_state(model, known)
+
+
+def test_only_layers_that_are_alike_are_joined(plain):
+    overrides = {"*.v_proj": {"bits": 4}, "*.up_proj": {"seed": 5}}
+    model = pvq.prepare(block(overrides=overrides))
+    assert pvq.group_projections(model) == 1
+    assert joined(model) == {"0.q_proj", "0.k_proj"}
+    model = pvq.prepare(block(rows=(48, 40, 32)))
+    model[0].gate_proj.prepare(activations="float")
+    assert pvq.group_projections(model) == 1
+    assert joined(model) == {"0.q_proj", "0.v_proj"}, "40 rows are no multiple of 16"
+    model = block()
+    assert pvq.group_projections(model) == 0, "the stored form is not joined"
+    assert pvq.group_projections(pvq.prepare(model), [("q_proj", "v_proj")]) == 1
+    assert joined(model) == {"0.q_proj", "0.v_proj"}
+    twice = pvq.prepare(block())
+    twice[0].k_proj = twice[0].q_proj
+    assert pvq.group_projections(twice) == 2
+    assert joined(twice) == {"0.q_proj", "0.v_proj", "0.gate_proj", "0.up_proj"}
+    x = torch.randn(2, 64)
+    assert torch.equal(twice[0].k_proj(x), twice[0].q_proj(x))
+
+
+def test_what_cannot_share_multiplies_by_itself(plain):
+    model = pvq.prepare(block())
+    pvq.group_projections(model)
+    layer, x = model[0].k_proj, torch.randn(3, 64)
+    weight = layer.dequantize()
+
+    def alone(y, x=x):
+        assert torch.allclose(y.float(), x.float() @ weight.T + layer.bias.float(), atol=0.05)
+        assert plain.calls[-1] == 32
+        assert len(plain.calls) == 1
+        plain.calls.clear()
+
+    plain.calls.clear()
+    with torch.inference_mode():
+        alone(layer(x.clone()))
+    alone(layer(x.bfloat16()))
+    layer.prepare(activations="float")
+    alone(layer(x))
+    layer.prepare(activations="int8")
+    layer(x)
+    assert plain.calls.pop() == 144
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(x), model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["stored", "meta", "state", "empty"])
+def test_members_leave_and_the_others_stay(plain, way):
+    model = pvq.prepare(block())
+    before = copy.deepcopy(model)
+    pvq.group_projections(model)
+    layer, state = model[0].q_proj, model.state_dict()
+    memory = weakref.ref(layer._form.memory)
+    if way == "stored":
+        layer.prepare("stored")
+    elif way == "meta":
+        layer.to("meta")
+        model[0].q_proj = before[0].q_proj
+    elif way == "state":
+        layer.load_state_dict(before[0].q_proj.state_dict())
+    else:
+        layer.to_empty(device="cpu").load_state_dict(before[0].q_proj.state_dict())
+    assert joined(model) == {f"0.{n}_proj" for n in ("k", "v", "gate", "up")}
+    x = torch.randn(3, 64)
+    assert torch.allclose(model(x), before(x), atol=1e-5)
+    assert same_state(model, before)
+    model.load_state_dict(state)
+    assert not joined(model)
+    gc.collect()
+    assert memory() is None, "nothing holds the memory of a group that all have left"
+    assert pvq.group_projections(pvq.prepare(model)) == 2
+
+
+def test_a_buffer_that_was_exchanged_is_noticed(plain):
+    model = pvq.prepare(block())
+    pvq.group_projections(model)
+    layer, x = model[0].k_proj, torch.randn(3, 64)
+    known = layer(x)
+    layer.fragments = layer.fragments.clone()
+    plain.calls.clear()
+    assert torch.allclose(layer(x), known, atol=1e-6)
+    assert plain.calls == [32]
+
+
+def test_casts_copies_and_files_keep_the_group(plain):
+    model = pvq.prepare(block())
+    pvq.group_projections(model)
+    model.to(torch.float64).to(torch.float32)
+    assert len(joined(model)) == 5
+    x = torch.randn(3, 64)
+    known = model(x)
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    for twin in (copy.deepcopy(model), torch.load(stream, weights_only=False)):
+        assert len(joined(twin)) == 5
+        layers = (twin[0].q_proj, twin[0].v_proj)
+        assert layers[0]._form.shared is layers[1]._form.shared
+        assert layers[0]._form.memory.data_ptr() != model[0].q_proj._form.memory.data_ptr()
+        plain.calls.clear()
+        assert torch.equal(twin(x), known)
+        assert len(plain.calls) == 3
+        assert same_state(twin, model)
+
+
+# --- on the GPU -----------------------------------------------------------------------------------
+
+
+def relative_error(found, expected):
+    found, expected = found.detach().double().cpu(), expected.detach().double().cpu()
+    return float((found - expected).norm() / expected.norm())
+
+
+def gpu_block(bits=3, dtype=torch.float16, code="table", **sizes):
+    sizes = {"cols": 256, "rows": (512, 128, 128), "up": (640, 640), **sizes}
+    return block(bits, code=code, **sizes).to(dtype).cuda()
+
+
+@needs_gpu
+@pytest.mark.parametrize(
+    ("code", "bits"), [("table", 2), ("table", 3), ("table", 4), ("pyramid", 3)]
+)
+@pytest.mark.parametrize("cols", [128, 256, 2048])
+@pytest.mark.parametrize("tokens", [(1,), (2,), (5,), (2, 9), (40,), (300,)])
+def test_groups_give_the_products_of_their_members(code, bits, cols, tokens):
+    model = gpu_block(bits, code=code, cols=cols, rows=(48, 16, 32), up=(96, 96))
+    alone = copy.deepcopy(model)
+    # Planes of matrices whose largest integers need other widths are not joined.
+    assert pvq.group_projections(model) == 2 or code == "pyramid"
+    x = torch.randn(*tokens, cols, device="cuda").half()
+    with torch.no_grad():
+        for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
+            y = getattr(model[0], name)(x)
+            assert y.shape == (*tokens, getattr(alone[0], name).out_features)
+            assert relative_error(y, getattr(alone[0], name)(x)) < 2e-3
+    if code == "table":
+        assert model[0].q_proj._form.shared._waiting is None
+    assert same_state(model, alone)
+    assert relative_error(model(x), alone(x)) < 0.01
+
+
+@needs_gpu
+def test_groups_hold_one_copy_of_the_weights():
+    model = gpu_block(2, cols=4096, rows=(4096, 1024, 1024), up=(4096, 4096), bias=False)
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    pvq.group_projections(model)
+    x = torch.randn(1, 4096, device="cuda").half()
+    with torch.no_grad():
+        for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
+            getattr(model[0], name)(x)
+    del x
+    gc.collect()
+    assert torch.cuda.memory_allocated() < before * 1.02
+
+
+@needs_gpu
+def test_groups_in_a_graph():
+    model = gpu_block()
+    alone = copy.deepcopy(model)
+    pvq.group_projections(model)
+    x = torch.randn(1, 256, device="cuda").half()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream), torch.no_grad():
+        model(x)
+        model[0].q_proj(x)  # an output of k_proj and of v_proj wait outside of the graph
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph, stream=stream):
+        k = model[0].k_proj(x)
+        y = model(x)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        x.copy_(torch.randn(1, 256, device="cuda"))
+        graph.replay()
+        with torch.no_grad():
+            assert relative_error(y, alone(x)) < 0.01
+            assert relative_error(k, alone[0].k_proj(x)) < 2e-3
+
+
+@needs_gpu
+def test_two_graphs_do_not_share_outputs():
+    model = gpu_block()
+    alone = copy.deepcopy(model)
+    pvq.group_projections(model)
+    x = torch.randn(1, 256, device="cuda").half()
+    with torch.no_grad():
+        model(x)
+        graphs, outputs = [], []
+        for name in ("q_proj", "k_proj"):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                outputs.append(getattr(model[0], name)(x))
+            graphs.append(graph)
+        x.copy_(torch.randn(1, 256, device="cuda"))
+        graphs[1].replay()
+        assert relative_error(outputs[1], alone[0].k_proj(x)) < 2e-3
+        v = model[0].v_proj(x)  # eager again
+        assert relative_error(v, alone[0].v_proj(x)) < 2e-3
+
+
+@needs_gpu
+def test_another_stream_computes_its_own():
+    model = gpu_block()
+    pvq.group_projections(model)
+    x = torch.randn(1, 256, device="cuda").half()
+    with torch.no_grad():
+        model[0].q_proj(x)
+        shared = model[0].q_proj._form.shared
+        waiting = shared._waiting
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            model[0].k_proj(x)
+        assert shared._waiting is not waiting
+        torch.cuda.synchronize()
+
+
+@needs_gpu
+def test_gradients_through_a_group():
+    model = gpu_block()
+    alone = copy.deepcopy(model)
+    pvq.group_projections(model)
+    x = torch.randn(4, 256, device="cuda").half()
+    gradients = []
+    for each in (model, alone):
+        z = x.clone().requires_grad_()
+        each(z).float().square().sum().backward()
+        gradients.append(z.grad)
+    assert relative_error(*gradients) < 0.02
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_groups_in_other_dtypes(dtype):
+    model = gpu_block(dtype=dtype)
+    alone = copy.deepcopy(model)
+    pvq.group_projections(model)
+    x = torch.randn(3, 256, device="cuda").to(dtype)
+    assert relative_error(model(x), alone(x)) < (1e-5 if dtype == torch.float32 else 0.05)
+    model.cpu()
+    assert not joined(model)
+    assert same_state(model, alone)
+
+
+@needs_gpu
+def test_a_model_generates_with_groups(small_llama):
+    model = small_llama(hidden_size=128, intermediate_size=256)
+    pvq.quantize_model(model, PVQConfig(4, code="table"), progress=False)
+    model.to(torch.float16).cuda()
+    ids = torch.tensor([[1, 2, 3]], device="cuda")
+    with torch.no_grad():
+        known = model(ids).logits
+        assert pvq.group_projections(model) == 4
+        assert relative_error(model(ids).logits, known) < 0.01
+    out = model.generate(ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert out.shape == (1, 11)
+
+
+def test_layers_of_a_real_model_are_found(plain, small_llama):
+    model = small_llama(hidden_size=64, intermediate_size=96)
+    pvq.quantize_model(model, PVQConfig(3, code="table"), progress=False)
+    pvq.prepare(model)
+    ids = torch.tensor([[1, 2, 3]])
+    with torch.no_grad():
+        known = model(ids).logits
+        plain.calls.clear()
+        assert pvq.group_projections(model) == 4
+        assert torch.allclose(model(ids).logits, known, atol=1e-5)
+    assert len(plain.calls) == 2 * 4, "q with k and v, o, gate with up, down"
+    assert isinstance(model.model.layers[0].self_attn.q_proj, PVQLinear)
