@@ -204,13 +204,14 @@ def test_what_is_not_finite_stays_so(tokens):
 @pytest.mark.parametrize("tokens", [1, 40])
 def test_layer_on_the_gpu(bits, tokens):
     linear = torch.nn.Linear(1024, 200, bias=True)
+    bias = linear.bias.detach().double().clone()  # the layer shares it and moves it
     layer = PVQLinear.from_linear(linear, PVQConfig(bits)).cuda()
     stored = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
     layer.prepare("fragments")
     assert layer.layout == "fragments"
     x = activations(tokens, 1024)
     w = layer.weight_codes.dequantize(torch.float64).cpu()
-    expected = x.double() @ w.T + linear.bias.double()
+    expected = x.double() @ w.T + bias
     assert relative_error(layer(x.cuda()), expected) < 1e-3
     for name, tensor in layer.state_dict().items():
         assert torch.equal(tensor, stored[name]), name

@@ -1,6 +1,8 @@
 // Activations of a product in a launch of their own, which all its blocks then share.
 #include "cuda/activations.cuh"
 
+#include <algorithm>
+
 #include "cuda/launch.cuh"
 
 namespace pvq {
@@ -8,60 +10,50 @@ namespace {
 
 constexpr int kWarps = 8;
 
-// A warp takes kPieces * 256 columns of a token; blockIdx.y is the token. Rows that pad the last
-// tokens of a block of the product get zeros.
-template <int kPieces, int kItemBytes>
+// blockIdx.y is the token. Rows that pad the last group of tokens get zeros.
+template <int kItemBytes>
 __global__ void __launch_bounds__(kWarps * 32)
-    quantize_kernel(const __grid_constant__ Activations a, const QuantizedActivations out) {
-  const int64_t first = (int64_t(blockIdx.x) * kWarps + threadIdx.x / 32) * (kPieces * kPieceCols);
+    quantize_kernel(const __grid_constant__ Activations a, const QuantizedActivations out,
+                    unsigned* counters, int num_counters) {
+  const int warp = int(blockIdx.x) * kWarps + threadIdx.x / 32, warps = gridDim.x * kWarps;
   const int token = blockIdx.y;
   const PieceRotation rotation(a.block);
   wait_for_previous_kernel();
   allow_next_kernel();
-  if (first >= a.cols) return;
+  if (blockIdx.x == 0 && token == 0)
+    for (int i = threadIdx.x; i < num_counters; i += kWarps * 32) counters[i] = 0;
   if (token < a.tokens) {
-    quantize_columns<kPieces, kItemBytes>(a, rotation, out, token, first);
+    quantize_token<kItemBytes>(a, rotation, out, token, warp, warps);
     return;
   }
-  constexpr int kChunkPieces = kChunkCols * kItemBytes / 16;
-  constexpr int kUnits = kPieces * kPieceCols * kItemBytes / 16;
+  constexpr int kPieces = kChunkCols * kItemBytes / 16;  // of a chunk
   for (int row = token * a.slots; row < min((token + 1) * a.slots, out.stride); ++row) {
-    for (int unit = threadIdx.x % 32; unit < kUnits; unit += 32) {
-      const int64_t chunk = first / kChunkCols + unit / kChunkPieces;
-      if (chunk * kChunkCols >= a.cols) break;
-      *reinterpret_cast<uint4*>(out.piece(chunk, row, unit % kChunkPieces)) =
-          make_uint4(0, 0, 0, 0);
-      if (unit % kChunkPieces == 0) out.scales[chunk * out.stride + row] = {0, 0};
+    for (int64_t i = warp * 32 + threadIdx.x % 32; i < a.cols / kChunkCols * kPieces;
+         i += warps * 32) {
+      const int64_t chunk = i / kPieces;
+      *reinterpret_cast<uint4*>(out.piece(chunk, row, int(i % kPieces))) = make_uint4(0, 0, 0, 0);
+      if (i % kPieces == 0) out.scales[chunk * out.stride + row] = {0, 0};
     }
   }
 }
 
-template <int kPieces, int kItemBytes>
-int launch(const Activations& x, const QuantizedActivations& out, cudaStream_t stream) {
-  const int64_t warps = (x.cols + kPieces * kPieceCols - 1) / (kPieces * kPieceCols);
-  const int64_t tokens = (out.stride + x.slots - 1) / x.slots;
-  const dim3 grid(unsigned((warps + kWarps - 1) / kWarps), unsigned(tokens));
-  const auto kernel = quantize_kernel<kPieces, kItemBytes>;
-  return launch_overlapped(kernel, grid, kWarps * 32, 0, 1, stream, x, out);
-}
-
 template <int kItemBytes>
-int launch(const Activations& x, const QuantizedActivations& out, cudaStream_t stream) {
-  switch (pieces_at_once(x.cols, x.block, kWarps)) {
-    case 1:
-      return launch<1, kItemBytes>(x, out, stream);
-    case 2:
-      return launch<2, kItemBytes>(x, out, stream);
-    default:
-      return launch<4, kItemBytes>(x, out, stream);
-  }
+int launch(const ProductTask& task, int num_counters, cudaStream_t stream) {
+  const Activations& x = task.activations;
+  const int64_t warp_cols = std::max(kPieceCols, x.block);
+  const int64_t warps = (x.cols + warp_cols - 1) / warp_cols;
+  const int64_t tokens = (task.quantized.stride + x.slots - 1) / x.slots;
+  const dim3 grid = {unsigned((warps + kWarps - 1) / kWarps), unsigned(tokens)};
+  const auto kernel = quantize_kernel<kItemBytes>;
+  return launch_overlapped(kernel, grid, kWarps * 32, 0, stream, x, task.quantized, task.counters,
+                           num_counters);
 }
 
 }  // namespace
 
-int quantize_activations(const Activations& x, const QuantizedActivations& out,
-                         cudaStream_t stream) {
-  return out.item_bytes == 1 ? launch<1>(x, out, stream) : launch<2>(x, out, stream);
+int quantize_activations(const ProductTask& task, int num_counters, cudaStream_t stream) {
+  return task.quantized.item_bytes == 1 ? launch<1>(task, num_counters, stream)
+                                        : launch<2>(task, num_counters, stream);
 }
 
 }  // namespace pvq

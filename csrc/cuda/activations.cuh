@@ -41,8 +41,22 @@ struct PieceRotation {
   uint32_t b[2][2][2];  // of the second: [k-step q][columns p]
 
   __device__ explicit PieceRotation(int block) {
-    constexpr int kFirst = 0b10001101, kSecond = 0b01110010;
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    if (block >= kPieceCols) {  // the general entries, bit by bit: few instructions
+      const uint32_t first = uint32_t(__popc(g & 3 & t)) << 31, top = uint32_t(g >> 2) << 31;
+      const uint32_t g0 = uint32_t(g) << 31, g1 = uint32_t(g >> 1) << 31,
+                     t1 = uint32_t(t >> 1) << 31;
+      const uint32_t second = top & uint32_t(t) << 31;
+      constexpr uint32_t kOne = 0x3F800000;
+#pragma unroll
+      for (int k = 0; k < 8; ++k) {
+        a[k / 4][k % 4] = kOne ^ first ^ (k % 4 == 3 ? 1u << 31 : 0) ^ (k / 4 ? top : 0);
+        b[k / 4][k / 2 % 2][k % 2] =
+            kOne ^ second ^ (k / 4 ? g0 : 0) ^ (k % 2 ? g1 : 0) ^ (k / 2 % 2 ? t1 : 0);
+      }
+      return;
+    }
+    constexpr int kFirst = 0b10001101, kSecond = 0b01110010;
 #pragma unroll
     for (int s = 0; s < 2; ++s)
 #pragma unroll
@@ -142,41 +156,46 @@ __device__ __forceinline__ float largest_of_chunk(const float (&v)[2][4]) {
 // Writes a rotated piece of one token as int8; `factor` is what the transform still lacks.
 __device__ __forceinline__ void write_int8(const Activations& a, const QuantizedActivations& out,
                                            int token, int64_t first, float factor,
-                                           const float (&v)[2][4]) {
+                                           float (&v)[2][4]) {
+  // v * inverse + kRound has the nearest integer in its last bits.
+  constexpr float kRound = 12582912.0f;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const float largest = largest_of_chunk(v);
-  const float inverse = largest > 0 ? 127.0f / largest : 0.0f;
-  const float scale = largest * factor / 127.0f;
-  const int64_t chunk = first / kChunkCols + g / 4;
+  const float inverse = largest > 0 ? 127.0f * reciprocal(largest) : 0.0f;
+  const int chunk = int(first / kChunkCols) + g / 4;
   const bool inside = chunk * kChunkCols < a.cols;
-  float rest[2][4];
+  float scale = largest * factor * (1 / 127.0f);
 #pragma unroll
   for (int p = 0; p < 2; ++p)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) rest[p][i] = v[p][i] * inverse;
+    for (int i = 0; i < 4; ++i) v[p][i] *= inverse;
+#pragma unroll 1
   for (int slot = 0; slot < a.slots; ++slot) {
     const int row = token * a.slots + slot;
     int total = 0;
 #pragma unroll
     for (int p = 0; p < 2; ++p) {
-      uint32_t word = 0;
+      uint32_t q[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float rounded = rintf(rest[p][i]);
-        const int q = __float2int_rn(rounded);
-        total += q;
-        word |= (uint32_t(q) & 255u) << (8 * i);
-        rest[p][i] = (rest[p][i] - rounded) * 254.0f;
+        const float rounded = v[p][i] + kRound;
+        q[i] = __float_as_uint(rounded);
+        v[p][i] = (v[p][i] - (rounded - kRound)) * 254.0f;  // what is left, for the next slot
       }
+      const uint32_t word =
+          byte_permute(byte_permute(q[0], q[1], 0x0040), byte_permute(q[2], q[3], 0x0040), 0x5410);
+      total = __dp4a(int(word), 0x01010101, total);
       if (inside)
         *reinterpret_cast<uint32_t*>(out.piece(chunk, row, t + 4 * p) + 4 * (g & 3)) = word;
     }
+    if (a.sums) {
 #pragma unroll
-    for (int distance = 1; distance < 16; distance *= 2)
-      total += __shfl_xor_sync(~0u, total, distance);
-    const float step = slot ? scale / 254.0f : scale;
+      for (int distance = 1; distance < 16; distance *= 2)
+        total += __shfl_xor_sync(~0u, total, distance);
+    }
     if (inside && lane % 16 == 0)
-      out.scales[chunk * out.stride + row] = {step, step * static_cast<float>(total)};
+      out.scales[chunk * out.stride + row] = {scale, scale * static_cast<float>(total)};
+    scale *= 1 / 254.0f;
   }
 }
 
@@ -201,16 +220,13 @@ __device__ __forceinline__ void write_float16(const Activations& a, const Quanti
   if (lane % 16 == 0) out.scales[chunk * out.stride + token] = {scale, 0.0f};
 }
 
-// Rotates and quantizes kPieces * 256 columns of one token; a whole warp calls it. Blocks of 512
-// columns need two or more pieces, of 1024 four.
+// Rotates and writes kPieces * 256 columns of one token, loaded already; a whole warp calls it.
+// Blocks of 512 columns need two pieces, of 1024 four.
 template <int kPieces, int kItemBytes>
-__device__ __forceinline__ void quantize_columns(const Activations& a,
+__device__ __forceinline__ void rotate_and_write(const Activations& a,
                                                  const PieceRotation& rotation,
                                                  const QuantizedActivations& out, int token,
-                                                 int64_t first) {
-  uint2 raw[kPieces][2];
-#pragma unroll
-  for (int k = 0; k < kPieces; ++k) load_piece(a, token, first + k * kPieceCols, raw[k]);
+                                                 int64_t first, const uint2 (&raw)[kPieces][2]) {
   float v[kPieces][2][4];
 #pragma unroll
   for (int k = 0; k < kPieces; ++k) {
@@ -221,21 +237,20 @@ __device__ __forceinline__ void quantize_columns(const Activations& a,
     rotation.apply(x, v[k]);
   }
 #pragma unroll
-  for (int distance = 1; distance < kPieces; distance *= 2)
-    if (distance * kPieceCols < a.block) {
+  for (int distance = 1; distance < kPieces; distance *= 2) {
 #pragma unroll
-      for (int k = 0; k < kPieces; ++k)
-        if (!(k & distance)) {
+    for (int k = 0; k < kPieces; ++k)
+      if (!(k & distance)) {
 #pragma unroll
-          for (int i = 0; i < 8; ++i) {
-            float& low = v[k][i / 4][i % 4];
-            float& high = v[k | distance][i / 4][i % 4];
-            const float difference = low - high;
-            low += high;
-            high = difference;
-          }
+        for (int i = 0; i < 8; ++i) {
+          float& low = v[k][i / 4][i % 4];
+          float& high = v[k | distance][i / 4][i % 4];
+          const float difference = low - high;
+          low += high;
+          high = difference;
         }
-    }
+      }
+  }
   const float factor = a.block > 0 ? rsqrtf(static_cast<float>(a.block)) : 1.0f;
 #pragma unroll
   for (int k = 0; k < kPieces; ++k) {
@@ -247,12 +262,40 @@ __device__ __forceinline__ void quantize_columns(const Activations& a,
   }
 }
 
-// Pieces that a warp should take at a time: what the block needs, and more where rows are long,
-// so that several loads are on their way at once.
-__host__ __device__ inline int pieces_at_once(int64_t cols, int block, int warps) {
-  if (block > 512 || cols > warps * kPieceCols * 2) return 4;
-  if (block > 256 || cols > warps * kPieceCols) return 2;
-  return 1;
+// Warp `warp` of `warps` takes its share of a token's columns. The loop is not unrolled: code that
+// runs once waits for its own instructions to arrive, at a line of 128 bytes a time.
+template <int kPieces, int kItemBytes>
+__device__ __forceinline__ void quantize_share(const Activations& a, const PieceRotation& rotation,
+                                               const QuantizedActivations& out, int token, int warp,
+                                               int warps) {
+  constexpr int kCols = kPieces * kPieceCols;
+  uint2 next[kPieces][2];
+#pragma unroll
+  for (int k = 0; k < kPieces; ++k)
+    load_piece(a, token, int64_t(warp) * kCols + k * kPieceCols, next[k]);
+#pragma unroll 1
+  for (int64_t first = int64_t(warp) * kCols; first < a.cols; first += int64_t(warps) * kCols) {
+    uint2 raw[kPieces][2];
+#pragma unroll
+    for (int k = 0; k < kPieces; ++k) {
+      raw[k][0] = next[k][0], raw[k][1] = next[k][1];
+      load_piece(a, token, first + int64_t(warps) * kCols + k * kPieceCols, next[k]);
+    }
+    rotate_and_write<kPieces, kItemBytes>(a, rotation, out, token, first, raw);
+  }
+}
+
+template <int kItemBytes>
+__device__ __forceinline__ void quantize_token(const Activations& a, const PieceRotation& rotation,
+                                               const QuantizedActivations& out, int token, int warp,
+                                               int warps) {
+  if (a.block <= kPieceCols) {
+    quantize_share<1, kItemBytes>(a, rotation, out, token, warp, warps);
+  } else if (a.block == 2 * kPieceCols) {
+    quantize_share<2, kItemBytes>(a, rotation, out, token, warp, warps);
+  } else {
+    quantize_share<4, kItemBytes>(a, rotation, out, token, warp, warps);
+  }
 }
 
 }  // namespace pvq

@@ -6,10 +6,10 @@
 
 namespace pvq {
 
-// `cluster` blocks along x share their shared memories; 1 for none. Returns a cudaError_t.
+// Returns a cudaError_t.
 template <class... Parameters, class... Arguments>
 cudaError_t launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int threads,
-                              size_t shared_bytes, int cluster, cudaStream_t stream,
+                              size_t shared_bytes, cudaStream_t stream,
                               const Arguments&... arguments) {
   if (shared_bytes > 48 * 1024) {
     // The launch before the first of a device sets the attribute; setting it again costs little.
@@ -17,18 +17,16 @@ cudaError_t launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int thre
         kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
     if (error != cudaSuccess) return error;
   }
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {unsigned(cluster), 1, 1};
+  cudaLaunchAttribute overlap{};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = dim3(unsigned(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = cluster > 1 ? 2 : 1;
+  config.attrs = &overlap;
+  config.numAttrs = 1;
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 

@@ -15,6 +15,11 @@ int stride_of(const PlaneProduct& t) {
   return (t.tokens + step - 1) / step * step;
 }
 
+WideWorkspace workspace_of(const PlaneProduct& t) {
+  return WideWorkspace(t.rows, t.cols / kChunkCols, stride_of(t), kFloat16Bytes,
+                       plane_step(t.tokens));
+}
+
 constexpr int kBlockThreads = 256;
 
 // A warp expands a chunk, eight bytes of a row at a time.
@@ -80,9 +85,7 @@ int expand(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows, in
 
 }  // namespace
 
-int64_t plane_product_workspace(const PlaneProduct& t) {
-  return QuantizedActivations::bytes(t.cols / kChunkCols, stride_of(t), kFloat16Bytes);
-}
+int64_t plane_product_workspace(const PlaneProduct& t) { return workspace_of(t).bytes(); }
 
 int plane_product_cuda(const PlaneProduct& t, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
@@ -90,11 +93,12 @@ int plane_product_cuda(const PlaneProduct& t, void* stream) {
   task.weights = t.fragments;
   task.row_scale = t.row_scale;
   task.y = t.y;
-  task.activations = {t.x, t.type, t.cols, t.tokens, t.block, t.seed, 1};
+  task.activations = {t.x, t.type, t.cols, t.tokens, t.block, t.seed, 1, false};
   task.rows = int(t.rows);
   task.chunks = int(t.cols / kChunkCols);
-  task.quantized = QuantizedActivations::at(t.workspace, task.chunks, stride_of(t), kFloat16Bytes);
-  if (const int error = quantize_activations(task.activations, task.quantized, queue)) return error;
+  const WideWorkspace workspace = workspace_of(t);
+  workspace.place(t.workspace, stride_of(t), kFloat16Bytes, &task);
+  if (const int error = quantize_activations(task, workspace.num_counters(), queue)) return error;
   const int processors = device_limits().multiprocessors;
   return t.bits == 4   ? plane_product_4(task, t.group, processors, queue)
          : t.bits == 6 ? plane_product_6(task, t.group, processors, queue)

@@ -29,7 +29,7 @@ struct PlaneOperand {
   struct Tile {
     uint32_t a[2][4][4];  // [b][q] fragments
 
-    __device__ __forceinline__ void load(uint32_t from, const SharedWindow&, int lane) {
+    __device__ __forceinline__ void load(uint32_t from, int lane) {
       Chunk chunk;
       chunk.load(from, lane);
 #pragma unroll
@@ -61,18 +61,30 @@ struct PlaneOperand {
     }
   };
 
-  static __device__ __forceinline__ void multiply_add(const Tile& tile, const Columns& columns,
-                                                      const float (&scale)[2], float (&out)[4]) {
-    float sum[4] = {0, 0, 0, 0};
+  using Sum = float;
+  static __device__ __forceinline__ float sum_of(Sum sum) { return sum; }
+
+  template <int kTiles, int kPairs>
+  static __device__ __forceinline__ void multiply(const Tile (&tile)[kTiles],
+                                                  const Columns (&columns)[kPairs],
+                                                  Sum (&sums)[kTiles][kPairs][4]) {
 #pragma unroll
-    for (int b = 0; b < 2; ++b) {
-      mma_float16(sum, tile.a[b][0], columns.v[b][0].x, columns.v[b][0].y);
-      mma_float16(sum, tile.a[b][1], columns.v[b][0].z, columns.v[b][0].w);
-      mma_float16(sum, tile.a[b][2], columns.v[b][1].x, columns.v[b][1].y);
-      mma_float16(sum, tile.a[b][3], columns.v[b][1].z, columns.v[b][1].w);
-    }
+    for (int r = 0; r < kTiles; ++r)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) out[i] = __fmaf_rn(sum[i], scale[i & 1], out[i]);
+      for (int p = 0; p < kPairs; ++p)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) sums[r][p][i] = 0;
+#pragma unroll
+    for (int b = 0; b < 2; ++b)
+#pragma unroll
+      for (int q = 0; q < 4; ++q)
+#pragma unroll
+        for (int r = 0; r < kTiles; ++r)
+#pragma unroll
+          for (int p = 0; p < kPairs; ++p) {
+            const uint4& v = columns[p].v[b][q / 2];
+            mma_float16(sums[r][p], tile[r].a[b][q], q % 2 ? v.z : v.x, q % 2 ? v.w : v.y);
+          }
   }
 };
 

@@ -17,18 +17,10 @@ constexpr int kEndAddress = kSharedBytes + kFirstAddress;
 constexpr int kTableAddress = 0x10000;
 constexpr int kTableEnd = 0x20000;
 
-// Addresses within the block's shared memory, as loads take them. In a cluster the bits from 24 on
-// name the block.
-struct SharedWindow {
-  uint32_t high;
-
-  __device__ explicit SharedWindow(const uint8_t* first) {
-    const uint32_t address = shared_address(first);
-    if ((address & 0xFFFFFF) != kFirstAddress) __trap();
-    high = address & 0xFF000000;
-  }
-  __device__ __forceinline__ uint32_t address(uint32_t offset) const { return high | offset; }
-};
+// Addresses are compile-time constants because dynamic shared memory always begins here.
+__device__ __forceinline__ void check_first_address(const uint8_t* first) {
+  if (shared_address(first) != uint32_t(kFirstAddress)) __trap();
+}
 
 // sum: of integers times activations. The output is the row's scale times it.
 __device__ __forceinline__ void write_output(const ProductTask& task, int64_t token, int64_t row,

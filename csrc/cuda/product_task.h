@@ -8,6 +8,7 @@
 
 #include "core/platform.h"
 #include "cuda/fragments.h"
+#include "cuda/work_split.h"
 
 namespace pvq {
 
@@ -20,11 +21,12 @@ struct Activations {
   int tokens, block;
   uint64_t seed;
   int slots;  // 1, or 2 with the residual pass
+  bool sums;  // whether the product needs ChunkScale::sum
 
   PVQ_HD int rows() const { return tokens * slots; }
 };
 
-// A scale of 128 values and what they sum to, times the scale (the sum for int8 only).
+// A scale of 128 values and, where it is asked for, what they sum to, times the scale.
 struct alignas(8) ChunkScale {
   float scale, sum;
 };
@@ -63,11 +65,34 @@ struct ProductTask {
   Activations activations;
   QuantizedActivations quantized;  // values null: the product quantizes itself
   int rows, chunks;                // chunks of a tile
+  // Of the wide products: blocks that have written their sums of a group, and the sums.
+  unsigned* counters;
+  float* partials;
 };
 
-// Rows of the quantized form beyond those of the activations become zeros. Returns a cudaError_t.
-int quantize_activations(const Activations& x, const QuantizedActivations& out,
-                         cudaStream_t stream);
+// Rotates and narrows the activations of a task. Rows of the quantized form beyond those of the
+// activations become zeros, and so do `num_counters` counters. Returns a cudaError_t.
+int quantize_activations(const ProductTask& task, int num_counters, cudaStream_t stream);
+
+// Rows and activations that a block of the wide products takes at a time.
+constexpr int kWideRows = 256;
+
+// The memory of a wide product besides its operands: `columns` rows of activations at a time.
+struct WideWorkspace {
+  int64_t quantized, counters, partials;  // bytes of each, which follow each other
+
+  WideWorkspace(int64_t rows, int64_t chunks, int64_t stride, int item_bytes, int columns);
+  int64_t bytes() const { return quantized + counters + partials; }
+  int num_counters() const { return int(counters / sizeof(unsigned)); }
+  // Points a task at it.
+  void place(void* memory, int64_t stride, int item_bytes, ProductTask* task) const;
+};
+
+// How a wide product shares out its work.
+struct WidePlan {
+  WorkSplit split;
+  int column_groups;  // groups of activations
+};
 
 struct DeviceLimits {
   int multiprocessors = 0, shared = 0, major = 0;

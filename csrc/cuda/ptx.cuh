@@ -57,6 +57,12 @@ __device__ __forceinline__ void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+__device__ __forceinline__ unsigned load_acquire(const unsigned* p) {
+  unsigned r;
+  asm volatile("ld.acquire.gpu.u32 %0, [%1];" : "=r"(r) : "l"(p) : "memory");
+  return r;
+}
+
 // Programmatic dependent launch (sm_90): what stands before the wait overlaps the previous kernel.
 __device__ __forceinline__ void wait_for_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
@@ -74,6 +80,13 @@ __device__ __forceinline__ void allow_next_kernel() {
 __device__ __forceinline__ float max_or_nan(float a, float b) {
   float r;
   asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
+  return r;
+}
+
+// 1 / v to within an ulp or two.
+__device__ __forceinline__ float reciprocal(float v) {
+  float r;
+  asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
   return r;
 }
 

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   using Shape = ProductShape<kBits>;
   using Chunk = typename Shape::Chunk;
   extern __shared__ __align__(1024) uint8_t shared[];
-  const SharedWindow window(shared);
+  check_first_address(shared);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const Activations& x = task.activations;
   const int rows = x.rows(), chunks = task.chunks;
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   int copy_group = 0, copy_pass = 0, copy_tile = 0;
   int copy_chunk = warp;  // of the tile; J * 16 a pass
   int copy_group_tiles = min(plan.group, num_tiles);
-  const uint32_t ring = window.address(Shape::kRingAddress) + warp * Chunk::kBytes;
+  const uint32_t ring = Shape::kRingAddress + warp * Chunk::kBytes;
   constexpr uint32_t kRingBytes = Shape::kStages * Shape::kStageBytes;
   uint32_t write_slot = ring;
   const auto copy_next = [&](int j) {  // j: the chunk's number within the pass
@@ -117,19 +117,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     const PieceRotation rotation(x.block);
     wait_for_previous_kernel();
     allow_next_kernel();
-    for (int token = 0; token < x.tokens; ++token) {
-      switch (pieces_at_once(x.cols, x.block, kWarps)) {
-        case 1:
-          quantize_columns<1, 1>(x, rotation, a, token, warp * kPieceCols);
-          break;
-        case 2:
-          quantize_columns<2, 1>(x, rotation, a, token, warp * (2 * kPieceCols));
-          break;
-        default:
-          for (int64_t first = warp * (4 * kPieceCols); first < x.cols; first += kThreads * 32)
-            quantize_columns<4, 1>(x, rotation, a, token, first);
-      }
-    }
+    for (int token = 0; token < x.tokens; ++token)
+      quantize_token<1>(x, rotation, a, token, warp, kWarps);
   } else {
     wait_for_previous_kernel();
     allow_next_kernel();
@@ -145,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 
   // --- the product
-  const LaneTable table{window.address(kTableAddress) | uint32_t(lane * 4)};
+  const LaneTable table{uint32_t(kTableAddress | lane * 4)};
   const int row = lane / 4, quarter = lane % 4;  // of the fragment
   const int stride = sums_stride(rows);
   const int magic[4] = {kMagicBits, kMagicBits, kMagicBits, kMagicBits};
@@ -245,7 +234,7 @@ int launch_table_product(const ProductTask& task, int multiprocessors, cudaStrea
   static_assert(Shape::kSumsBytes >= kWarps * kNarrowRows * 20 * 4);
   const int grid = std::min(int(tiles_of(task.rows)), multiprocessors);
   const auto kernel = table_product_kernel<kBits, J>;
-  return launch_overlapped(kernel, dim3(unsigned(grid)), kThreads, kSharedBytes, 1, stream, task,
+  return launch_overlapped(kernel, dim3(unsigned(grid)), kThreads, kSharedBytes, stream, task,
                            plan);
 }
 

@@ -33,8 +33,8 @@ struct TableOperand {
   struct Tile {
     uint32_t w[4][4];
 
-    __device__ __forceinline__ void load(uint32_t from, const SharedWindow& window, int lane) {
-      const LaneTable table{window.address(kTableAddress) | uint32_t(lane * 4)};
+    __device__ __forceinline__ void load(uint32_t from, int lane) {
+      const LaneTable table{uint32_t(kTableAddress | lane * 4)};
       Chunk chunk;
       chunk.load(from, lane);
       chunk.template decode<0>(table, w[0]);
@@ -57,17 +57,35 @@ struct TableOperand {
     }
   };
 
-  static __device__ __forceinline__ void multiply_add(const Tile& tile, const Columns& columns,
-                                                      const float (&scale)[2], float (&out)[4]) {
+  // Integers on top of kMagicBits.
+  using Sum = int;
+  static __device__ __forceinline__ float sum_of(Sum sum) { return __int_as_float(sum) - kMagic; }
+
+  template <int kTiles, int kPairs>
+  static __device__ __forceinline__ void multiply(const Tile (&tile)[kTiles],
+                                                  const Columns (&columns)[kPairs],
+                                                  Sum (&sums)[kTiles][kPairs][4]) {
     const int magic[4] = {kMagicBits, kMagicBits, kMagicBits, kMagicBits};
-    int sum[4];
-    mma_int8(sum, tile.w[0], columns.low.x, columns.low.y, magic);
-    mma_int8(sum, tile.w[1], columns.low.z, columns.low.w, sum);
-    mma_int8(sum, tile.w[2], columns.high.x, columns.high.y, sum);
-    mma_int8(sum, tile.w[3], columns.high.z, columns.high.w, sum);
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-      out[i] = __fmaf_rn(__int_as_float(sum[i]) - kMagic, scale[i & 1], out[i]);
+    for (int r = 0; r < kTiles; ++r)
+#pragma unroll
+      for (int p = 0; p < kPairs; ++p)
+        mma_int8(sums[r][p], tile[r].w[0], columns[p].low.x, columns[p].low.y, magic);
+#pragma unroll
+    for (int r = 0; r < kTiles; ++r)
+#pragma unroll
+      for (int p = 0; p < kPairs; ++p)
+        mma_int8(sums[r][p], tile[r].w[1], columns[p].low.z, columns[p].low.w, sums[r][p]);
+#pragma unroll
+    for (int r = 0; r < kTiles; ++r)
+#pragma unroll
+      for (int p = 0; p < kPairs; ++p)
+        mma_int8(sums[r][p], tile[r].w[2], columns[p].high.x, columns[p].high.y, sums[r][p]);
+#pragma unroll
+    for (int r = 0; r < kTiles; ++r)
+#pragma unroll
+      for (int p = 0; p < kPairs; ++p)
+        mma_int8(sums[r][p], tile[r].w[3], columns[p].high.z, columns[p].high.w, sums[r][p]);
   }
 };
 
