@@ -24,9 +24,10 @@ def group_projections(model: nn.Module, names: Sequence[Sequence[str]] = SHARED_
     The member that is called first computes the outputs of all; the others are handed theirs if
     they are called with the same tensor (:class:`pvq.codes.joined.SharedProduct` says what that
     means), and compute their own with any other. So siblings that turn out to read different inputs
-    give the right results, but slower. Under ``torch.inference_mode`` and in ``torch.compile``
-    every member computes its own: use ``torch.no_grad``. A member leaves for good when it is moved
-    to another device, loaded anew or put back into the stored form.
+    give the right results, but slower. Where gradients of the input are wanted, under
+    ``torch.inference_mode`` and in ``torch.compile`` every member computes its own: use
+    ``torch.no_grad``. A member leaves for good when it is moved to another device, loaded anew or
+    put back into the stored form.
 
     Args:
         model: any module with :class:`pvq.PVQLinear` layers; changed in place.

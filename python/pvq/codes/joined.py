@@ -39,12 +39,13 @@ class SharedProduct:
     """A product whose result is cut into the outputs of several members.
 
     The first member that is asked with an input computes all outputs; the others find theirs, as
-    long as they are asked with the same tensor object, unchanged (its version counter), in the same
-    gradient mode, on the same stream and, while a CUDA graph is captured, in the same capture. Each
-    output is handed out once and forgotten; what nobody asked for goes with the input.
+    long as they are asked with the same tensor object, unchanged (its version counter), on the same
+    stream and, while a CUDA graph is captured, in the same capture. Each output is handed out once
+    and forgotten; what nobody asked for goes with the input.
 
-    Two kinds of input cannot be recognised and are refused: tensors of ``torch.inference_mode``,
-    which have no version, and those that a compiler traces.
+    Some inputs are refused: tensors of ``torch.inference_mode``, which have no version; those that
+    a compiler traces; and those whose gradient is wanted, because the outputs would share a node of
+    the graph, which can be gone through only once.
 
     Args:
         product: of an input and any further arguments, [..., rows].
@@ -57,8 +58,8 @@ class SharedProduct:
         self._waiting: _Waiting | None = None
 
     def output(self, member: int, x: torch.Tensor, *arguments: Any) -> torch.Tensor | None:
-        """The output of a member, by its number; ``None`` if ``x`` cannot be recognised."""
-        if x.is_inference() or type(x) not in (torch.Tensor, torch.nn.Parameter):
+        """The output of a member, by its number; ``None`` if ``x`` is refused."""
+        if _is_refused(x):
             return None
         state = (*_state(x), *arguments)
         waiting = self._waiting
@@ -87,10 +88,14 @@ class _Waiting:
     outputs: dict[int, torch.Tensor]  # by member
 
 
+def _is_refused(x: torch.Tensor) -> bool:
+    is_plain = type(x) in (torch.Tensor, torch.nn.Parameter)
+    return not is_plain or x.is_inference() or (x.requires_grad and torch.is_grad_enabled())
+
+
 def _state(x: torch.Tensor) -> tuple[Any, ...]:
     """What must be as it was for an output to be still that of ``x``, here and now."""
-    mode = (torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-    state = (x._version, x.data_ptr(), x.requires_grad, *mode)
+    state = (x._version, x.data_ptr(), torch.is_inference_mode_enabled())
     if not x.is_cuda:
         return state
     stream = torch.cuda.current_stream(x.device).cuda_stream
@@ -116,8 +121,8 @@ class JoinedProduct:
 class JoinedForm:
     """The form of one member: its own, in memory that it shares.
 
-    It multiplies by itself whenever the others cannot share: where the product does not read the
-    tiles, where the input cannot be recognised, and once its tensor is another (moved, say).
+    It multiplies by itself whenever it cannot share: where the product does not read the tiles,
+    where the input is refused, and once its tensor is another (moved, say).
     """
 
     form: RunTimeForm
