@@ -21,10 +21,12 @@ import timing_cuda
 import torch
 
 import pvq
+from pvq import _core
 
 SHAPES = ((8192, 8192), (28672, 8192))
 CODES = ((8, 16), (16, 28), (32, 56))  # dim, pulses
 GAIN_BITS = 3
+TABLE_BITS = (2, 3, 4)
 DTYPES = (torch.float32, torch.bfloat16)
 WEIGHTS_A_SECOND = 1e9  # to hold
 
@@ -88,13 +90,41 @@ def measure_code(rows: int, cols: int, dim: int, pulses: int) -> list[dict[str, 
         nbytes = dtype.itemsize * weights + code_bytes
         results.append(measure(f"dequantize, {str(dtype)[6:]}", weights, nbytes, dequantize))
     place = {"rows": rows, "cols": cols, "dim": dim, "pulses": pulses}
+    return [place | {"code": f"D={dim} K={pulses}"} | result for result in results]
+
+
+def measure_table(rows: int, cols: int, bits: int) -> list[dict[str, object]]:
+    """All operators of one table code and one shape."""
+    weights = rows * cols
+    copies = timing_cuda.copies_for(4 * weights, least=2)
+    matrices = [torch.randn(rows, cols, device="cuda") for _ in range(copies)]
+    codes = [ops.table_quantize(w, bits) for w in matrices]
+    code_bytes = codes[0][0].nbytes
+    quantize = [functools.partial(ops.table_quantize, w, bits) for w in matrices]
+    results = [measure("quantize", weights, 4 * weights + code_bytes, quantize)]
+    del matrices, quantize
+    for dtype in DTYPES:
+        options = (bits, cols, dtype)
+        dequantize = [functools.partial(ops.table_dequantize, *code, *options) for code in codes]
+        nbytes = dtype.itemsize * weights + code_bytes
+        results.append(measure(f"dequantize, {str(dtype)[6:]}", weights, nbytes, dequantize))
+    copies = timing_cuda.copies_for(code_bytes)
+    stored = [codes[i % len(codes)][0].clone() for i in range(copies)]
+    table = torch.from_numpy(_core.code_table(bits))
+    to_fragments = [functools.partial(ops.table_fragments, code, table, bits) for code in stored]
+    results.append(measure("to fragments", weights, 2 * code_bytes, to_fragments))
+    fragments = [call() for call in to_fragments]
+    del stored, to_fragments
+    back = [functools.partial(ops.table_codes, f, rows, cols, bits) for f in fragments]
+    results.append(measure("from fragments", weights, 2 * code_bytes, back))
+    place = {"rows": rows, "cols": cols, "bits": bits, "code": f"table {bits} bits"}
     return [place | result for result in results]
 
 
 def show(row: dict[str, object]) -> None:
     """One line of the table."""
     print(
-        f"| {row['operator']} | {row['rows']}x{row['cols']} | {row['dim']} | {row['pulses']} "
+        f"| {row['operator']} | {row['rows']}x{row['cols']} | {row['code']} "
         f"| {row['microseconds']:.0f} | {1e-9 * float(str(row['weights_a_second'])):.1f} "
         f"| {row['gigabytes_a_second']:.0f} | {row['copies']:.1f} |",
         flush=True,
@@ -114,12 +144,17 @@ def main() -> int:
     machine = timing_cuda.machine()
     print("; ".join(f"{name}: {value}" for name, value in machine.items()))
     print(f"gain bits: {GAIN_BITS}\n")
-    print("| operator | shape | D | K | us | 10^9 weights/s | GB/s | times a copy |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| operator | shape | code | us | 10^9 weights/s | GB/s | times a copy |")
+    print("|---|---|---|---|---|---|---|")
     results: list[dict[str, object]] = []
     for rows, cols in SHAPES[:1] if arguments.quick else SHAPES:
         for dim, pulses in CODES:
             for row in measure_code(rows, cols, dim, pulses):
+                results.append(row)
+                show(row)
+            torch.cuda.empty_cache()
+        for bits in TABLE_BITS:
+            for row in measure_table(rows, cols, bits):
                 results.append(row)
                 show(row)
             torch.cuda.empty_cache()
@@ -128,7 +163,7 @@ def main() -> int:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     missed = any(
         row["operator"] == "quantize, quality 1"
-        and row["dim"] == 16
+        and row.get("dim") == 16
         and float(str(row["weights_a_second"])) < WEIGHTS_A_SECOND
         for row in results
     )
