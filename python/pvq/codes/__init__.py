@@ -47,6 +47,49 @@ class RunTimeForm(Protocol):
         ...
 
 
+class Rounder(Protocol):
+    """A matrix on its way into a code, block of columns after block: what feedback methods ask.
+
+    Made by :meth:`Code.rounder`, which fixes what holds for whole rows, such as their scales.
+    Blocks may be rounded in any order, and again: the last rounding of a block counts.
+    """
+
+    step: int
+    """Columns that are rounded together; a divisor of the matrix's columns."""
+
+    def round(
+        self, w: torch.Tensor, first: int, metric: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Rounds the block that starts at column ``first``, a multiple of :attr:`step`.
+
+        Args:
+            w: [rows, step] float32, what the block should be; not changed.
+            first: its first column.
+            metric: [step, step] float32, symmetric positive definite: the error e of a row costs
+                e @ metric @ e; ``None`` for the squared error.
+
+        Returns:
+            [rows, step] float32, what the block's codes decode to: a point with a small cost, not
+            always the least one.
+        """
+        ...
+
+    def rescale(self, factor: torch.Tensor) -> torch.Tensor:
+        """Multiplies all scales of each row and keeps the codes.
+
+        Args:
+            factor: [rows] float32, positive; the products are rounded to the dtype stored.
+
+        Returns:
+            [rows, cols] float32, what all codes decode to afterwards.
+        """
+        ...
+
+    def stored(self) -> Stored:
+        """The stored form, after every block was rounded."""
+        ...
+
+
 class Code(Protocol):
     """What layers, rounding methods and checkpoints ask of a code."""
 
@@ -86,6 +129,10 @@ class Code(Protocol):
 
     def quantize(self, w: torch.Tensor) -> Stored:
         """The points nearest to the float32 matrix ``w`` [rows, cols], rotated already."""
+        ...
+
+    def rounder(self, w: torch.Tensor) -> Rounder:
+        """Starts to round the float32 matrix ``w`` [rows, cols], rotated already, in blocks."""
         ...
 
     def dequantize(
