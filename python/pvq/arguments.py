@@ -40,3 +40,13 @@ def check_bits(bits: object) -> None:
     """
     if isinstance(bits, bool) or not isinstance(bits, int | float):
         raise TypeError(f"bits is {bits!r}, expected a number of bits a weight such as 3.25")
+
+
+def check_bool(name: str, value: object) -> None:
+    """Refuses what is neither true nor false.
+
+    Raises:
+        TypeError: naming it.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, expected True or False")

@@ -28,10 +28,13 @@ shares them out for the least error. At --dim 16:
 {_SETTINGS}
 --code table has --bits 2, 3 or 4, a byte for each group of weights, and is the fastest to run.
 A 16-bit scale a row comes on top.
+To be compared with: --code uniform (--bits 2 to 8, --choice group=128 symmetric=true fit=minmax),
+--code nf4 (--choice block_size=64 double=false), --code higgs (--bits 3.25 --choice p=2).
 Patterns are those of a shell and match full module names.
 
 examples:
   pvq quantize meta-llama/Llama-3.1-8B llama-3.25b --bits 3.25
+  pvq quantize ./model ./out --code uniform --bits 4 --choice group=64
   pvq quantize ./model ./out --code table --bits 2 --override '*.down_proj:bits=3'
   pvq quantize ./model ./out --bits 2.25 --override '*.down_proj:bits=3.25'
   pvq quantize ./model ./out --skip '*.layers.0.*' --embeddings --head
@@ -58,7 +61,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quality", type=int, help="search effort of the pyramid code, 0 to 2 (default 1)"
     )
-    parser.add_argument("--rotation", choices=ROTATIONS, default="hadamard", help="of the input")
+    parser.add_argument(
+        "--choice",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any choice of the code, such as group=64",
+    )
+    parser.add_argument(
+        "--rotation", choices=ROTATIONS, help="of the input (default: what the code is meant for)"
+    )
     parser.add_argument("--block", type=int, help="Hadamard block (default: from the layer)")
     parser.add_argument("--seed", type=int, default=0, help="of the rotation's signs")
     parser.add_argument(
@@ -92,9 +105,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             block=args.block,
             seed=args.seed,
             **{name: getattr(args, name) for name in _CHOICES if getattr(args, name) is not None},
+            **parsed_choices([text for texts in args.choice for text in texts], "--choice"),
         )
         overrides = _parsed_overrides(args.override, config)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         args.parser.error(str(error))
     check_exists(args.model)
     with new_folder(args.out, overwrite=args.overwrite) as folder:
@@ -147,16 +161,27 @@ def _parsed_override(text: str) -> tuple[str, dict[str, Any]]:
     pattern, colon, assignments = text.rpartition(":")
     if not colon or not pattern:
         raise ValueError(f"--override {text!r}: expected PATTERN:KEY=VALUE[,KEY=VALUE...]")
-    changes: dict[str, Any] = {}
-    for assignment in assignments.split(","):
+    return pattern, parsed_choices(assignments.split(","), f"--override {text!r}")
+
+
+def parsed_choices(assignments: Sequence[str], option: str) -> dict[str, Any]:
+    """``KEY=VALUE`` texts as choices of a configuration.
+
+    Raises:
+        ValueError: naming ``option`` if a text is no assignment.
+    """
+    choices: dict[str, Any] = {}
+    for assignment in assignments:
         key, equals, value = assignment.partition("=")
         if not equals:
-            raise ValueError(f"--override {text!r}: {assignment!r} is not KEY=VALUE")
-        changes[key.strip().replace("-", "_")] = _parsed_value(value.strip())
-    return pattern, changes
+            raise ValueError(f"{option}: {assignment!r} is not KEY=VALUE")
+        choices[key.strip().replace("-", "_")] = _parsed_value(value.strip())
+    return choices
 
 
-def _parsed_value(text: str) -> int | float | str:
+def _parsed_value(text: str) -> int | float | bool | str:
+    if text in ("true", "false"):
+        return text == "true"
     for kind in (int, float):
         try:
             return kind(text)

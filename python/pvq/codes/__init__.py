@@ -4,6 +4,7 @@ A code is a frozen dataclass whose fields are its choices: the numbers that a ch
 for its tensors to be read again. :mod:`pvq.codes.registry` knows all codes by name.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -95,12 +96,31 @@ class Code(Protocol):
 
     name: ClassVar[str]
     """As configurations, checkpoints and the command line call it."""
-    tensors: ClassVar[tuple[str, ...]]
-    """Names of the stored tensors."""
+    rotation: ClassVar[str]
+    """The rotation that it is meant for, which configurations take if they are not told."""
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the stored tensors."""
+        ...
 
     @property
     def bits(self) -> float:
-        """Bits a weight, without the row scale."""
+        """Bits a weight as configurations ask for them, without any scales."""
+        ...
+
+    @property
+    def rate(self) -> float:
+        """Bits a weight with the scales of groups; without what there is once a row."""
+        ...
+
+    @classmethod
+    def ladder(cls, low: float, high: float, **choices: Any) -> Sequence["Code"]:
+        """The settings with some fixed choices and a rate from ``low`` to ``high``, in its order.
+
+        Raises:
+            ValueError: on a choice that this code does not have, or a value that it refuses.
+        """
         ...
 
     def replace(self, **changes: Any) -> "Code":

@@ -14,6 +14,7 @@ row_scale   bfloat16  [R]               weight = row_scale * table[byte] (at 3 b
 csrc/core/table_codes.h defines the tables and the bits; :func:`pvq._core.code_table` returns them.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -37,6 +38,7 @@ class TableCode:
     bits: int
 
     name: ClassVar[str] = "table"
+    rotation: ClassVar[str] = "hadamard"
     tensors: ClassVar[tuple[str, ...]] = ("code", "row_scale")
 
     def __post_init__(self) -> None:
@@ -59,6 +61,16 @@ class TableCode:
         if bits is None:
             raise ValueError("code='table' needs bits: choose 2, 3 or 4")
         return cls(bits)  # type: ignore[arg-type]  # checked there
+
+    @classmethod
+    def ladder(cls, low: float, high: float) -> Sequence["TableCode"]:
+        """The codes whose rate is from ``low`` to ``high``, in order of it."""
+        return [cls(bits) for bits in WIDTHS if low <= bits <= high]
+
+    @property
+    def rate(self) -> float:
+        """Bits a weight without the row scale."""
+        return self.bits
 
     def replace(self, **changes: Any) -> "TableCode":
         """The same with other choices."""
