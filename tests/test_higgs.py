@@ -40,7 +40,8 @@ def zador(p: int, n: int) -> float:
 def error(p: int, n: int) -> float:
     grid = grids()[p, n]
     x = gaussian(1 << 16, p, seed=11)
-    return float((x - grid[nearest_points(x, grid, None)[:, 0]]).square().mean())
+    quantized = grid[nearest_points(x, grid, None)[:, 0]]
+    return float((x - quantized).square().mean() / x.square().mean())
 
 
 @pytest.mark.parametrize("n", sizes(1))
@@ -138,7 +139,7 @@ def test_error_and_rate_of_a_matrix(p, n, bits):
     w = gaussian(64, 9216)
     tensor = quantize_tensor(w, PVQConfig(code="higgs", p=p, n=n))
     assert tensor.bits_per_weight == pytest.approx(bits + 16 / 1024, abs=6e-3)
-    assert tensor.relative_error(w) == pytest.approx(error(p, n), rel=0.01)
+    assert tensor.relative_error(w) == pytest.approx(error(p, n), rel=0.015)
 
 
 def test_the_last_vector_of_a_row_is_counted_whole():

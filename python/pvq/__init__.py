@@ -19,6 +19,7 @@ from pvq.linear import PVQLinear
 from pvq.load import load
 from pvq.modules import prepare
 from pvq.quantize import quantize_model
+from pvq.rates import Sensitivity, allocate, measure_sensitivity
 from pvq.report import Report
 from pvq.tensor import PVQTensor, quantize_tensor
 
@@ -31,9 +32,12 @@ __all__ = [
     "PVQLinear",
     "PVQTensor",
     "Report",
+    "Sensitivity",
+    "allocate",
     "build_info",
     "count",
     "load",
+    "measure_sensitivity",
     "prepare",
     "quantize_model",
     "quantize_tensor",

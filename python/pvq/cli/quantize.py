@@ -8,11 +8,13 @@ from typing import Any
 from transformers import AutoModelForCausalLM
 
 from pvq.checkpoint import new_folder, write_model
+from pvq.cli.choices import parsed_choices
 from pvq.cli.models import add_device, check_exists, chosen_device
 from pvq.codes.pyramid import GAIN_LAWS, PyramidCode
 from pvq.codes.registry import CODES
 from pvq.config import DEFAULT_CODE, ROTATIONS, PVQConfig
 from pvq.quantize import quantize_model
+from pvq.rates import Sensitivity, allocate
 from pvq.report import Report, megabytes
 
 NAME = "quantize"
@@ -37,6 +39,7 @@ examples:
   pvq quantize ./model ./out --code uniform --bits 4 --choice group=64
   pvq quantize ./model ./out --code table --bits 2 --override '*.down_proj:bits=3'
   pvq quantize ./model ./out --bits 2.25 --override '*.down_proj:bits=3.25'
+  pvq quantize ./model ./out --budget 3.25bpw --sensitivity layers.json
   pvq quantize ./model ./out --skip '*.layers.0.*' --embeddings --head
 """
 
@@ -51,6 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--bits", type=float, help="bits a weight, such as 3.25 (default)")
     rate.add_argument("--pulses", type=int, help="K of the pyramid code, instead of --bits")
+    rate.add_argument(
+        "--budget",
+        metavar="RATE|SIZE",
+        help="bits a weight in the mean (3.25bpw) or bytes of the model (4.7GB), shared out over "
+        "the layers by --sensitivity",
+    )
+    parser.add_argument(
+        "--sensitivity", metavar="FILE", help="what pvq sensitivity measured, for --budget"
+    )
     parser.add_argument("--dim", type=int, help="group size D of the pyramid code (default 16)")
     parser.add_argument(
         "--gain-bits",
@@ -110,20 +122,31 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         overrides = _parsed_overrides(args.override, config)
     except (ValueError, TypeError) as error:
         args.parser.error(str(error))
+    if (args.budget is None) != (args.sensitivity is None):
+        args.parser.error("--budget and --sensitivity FILE go together: see pvq sensitivity")
+    sensitivity = None if args.sensitivity is None else Sensitivity.load(args.sensitivity)
     check_exists(args.model)
     with new_folder(args.out, overwrite=args.overwrite) as folder:
         model = AutoModelForCausalLM.from_pretrained(args.model).to(chosen_device(args.device))
+        what = {"skip": args.skip, "embeddings": args.embeddings, "head": args.head}
+        allocation = None
+        if sensitivity is not None:
+            allocation = allocate(
+                model, args.budget, sensitivity, config, overrides=overrides, **what
+            )
         report = quantize_model(
             model,
             config,
-            skip=args.skip,
-            overrides=overrides,
-            embeddings=args.embeddings,
-            head=args.head,
+            overrides=overrides if allocation is None else allocation.overrides,
+            **what,
         )
         write_model(folder, model, report, source=args.model, max_shard_size=args.shard_size)
-    args.report = report
-    return {"out": str(args.out), **report.to_dict()}
+    args.report, args.allocation = report, allocation
+    result = {"out": str(args.out), **report.to_dict()}
+    if allocation is not None and sensitivity is not None:
+        errors = {layer.name: layer.relative_error for layer in report.layers}
+        result["predicted"] = {sensitivity.loss: sensitivity.predict(errors)}
+    return result
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> str:
@@ -131,7 +154,13 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> str:
     report: Report = args.report
     on_disk = sum(path.stat().st_size for path in args.out.iterdir())
     table = f"{report.table()}\n\n" if args.layers else ""
-    return f"{table}{report.summary()}\nwritten         {result['out']}, {megabytes(on_disk)}"
+    budget = ""
+    if args.allocation is not None:
+        (loss, value) = next(iter(result["predicted"].items()))
+        budget = f"{args.allocation.summary()}\nfrom errors     {value:+.5f} {loss}\n"
+    return (
+        f"{table}{budget}{report.summary()}\nwritten         {result['out']}, {megabytes(on_disk)}"
+    )
 
 
 def _parsed_overrides(texts: Sequence[str], config: PVQConfig) -> dict[str, dict[str, Any]]:
@@ -162,29 +191,3 @@ def _parsed_override(text: str) -> tuple[str, dict[str, Any]]:
     if not colon or not pattern:
         raise ValueError(f"--override {text!r}: expected PATTERN:KEY=VALUE[,KEY=VALUE...]")
     return pattern, parsed_choices(assignments.split(","), f"--override {text!r}")
-
-
-def parsed_choices(assignments: Sequence[str], option: str) -> dict[str, Any]:
-    """``KEY=VALUE`` texts as choices of a configuration.
-
-    Raises:
-        ValueError: naming ``option`` if a text is no assignment.
-    """
-    choices: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise ValueError(f"{option}: {assignment!r} is not KEY=VALUE")
-        choices[key.strip().replace("-", "_")] = _parsed_value(value.strip())
-    return choices
-
-
-def _parsed_value(text: str) -> int | float | bool | str:
-    if text in ("true", "false"):
-        return text == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text

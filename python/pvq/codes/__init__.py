@@ -123,6 +123,10 @@ class Code(Protocol):
         """
         ...
 
+    def family(self) -> dict[str, Any]:
+        """The choices that do not set the rate, as :meth:`ladder` takes them."""
+        ...
+
     def replace(self, **changes: Any) -> "Code":
         """The same code with other choices; ``bits`` asks for a rate.
 

@@ -142,6 +142,10 @@ class HiggsCode(DecodedCode):
         """Bits a weight with those of the groups."""
         return self.bits + SCALE_BITS / self.group
 
+    def family(self) -> dict[str, Any]:
+        """The choices that do not set the rate, as :meth:`ladder` takes them."""
+        return {"p": self.p, "group": self.group}
+
     def replace(self, **changes: Any) -> "HiggsCode":
         """The same with other choices; ``p`` alone keeps the rate as near as that p allows."""
         if "p" in changes and "n" not in changes and "bits" not in changes:

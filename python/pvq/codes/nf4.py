@@ -112,6 +112,10 @@ class NF4Code(DecodedCode):
         """Bits a weight with those of the blocks."""
         return BITS + ((8 + 16 / NESTED_BLOCK) if self.double else 32) / self.block_size
 
+    def family(self) -> dict[str, Any]:
+        """The choices that do not set the rate, as :meth:`ladder` takes them."""
+        return {"block_size": self.block_size}
+
     def replace(self, **changes: Any) -> "NF4Code":
         """The same with other choices."""
         return NF4Code.make(**{"bits": None, **self.choices(), **changes})

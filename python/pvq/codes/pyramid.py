@@ -138,6 +138,10 @@ class PyramidCode:
         """Index and gain bits a weight, without the row scale."""
         return (self.index_bits + self.gain_bits) / self.dim
 
+    def family(self) -> dict[str, Any]:
+        """The choices that do not set the rate, as :meth:`ladder` takes them."""
+        return {"dim": self.dim, "gain_law": self.gain_law, "quality": self.quality}
+
     def replace(self, **changes: Any) -> "PyramidCode":
         """The same with other choices.
 

@@ -72,6 +72,10 @@ class TableCode:
         """Bits a weight without the row scale."""
         return self.bits
 
+    def family(self) -> dict[str, Any]:
+        """The choices that do not set the rate, as :meth:`ladder` takes them."""
+        return {}
+
     def replace(self, **changes: Any) -> "TableCode":
         """The same with other choices."""
         return TableCode.make(**{**self.choices(), **changes})

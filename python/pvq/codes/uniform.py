@@ -97,6 +97,10 @@ class UniformCode(DecodedCode):
         zero_bits = 0 if self.symmetric else self.bits
         return self.bits + (SCALE_BITS + zero_bits) / self.group
 
+    def family(self) -> dict[str, Any]:
+        """The choices that do not set the rate, as :meth:`ladder` takes them."""
+        return {"group": self.group, "symmetric": self.symmetric, "fit": self.fit}
+
     def replace(self, **changes: Any) -> "UniformCode":
         """The same with other choices."""
         return UniformCode.make(**{**self.choices(), **changes})
