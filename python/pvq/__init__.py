@@ -11,6 +11,7 @@ import torch  # noqa: F401  libtorch must be loaded before _C resolves its symbo
 
 from pvq import _C, _core, ops  # noqa: F401  registers torch.ops.pvq and its Python rules
 from pvq._core import build_info, count
+from pvq.calibration import calibration_tokens
 from pvq.checkpoint import save_checkpoint
 from pvq.config import PVQConfig
 from pvq.embedding import PVQEmbedding
@@ -32,6 +33,7 @@ __all__ = [
     "PVQTensor",
     "Report",
     "build_info",
+    "calibration_tokens",
     "count",
     "load",
     "prepare",
