@@ -11,6 +11,7 @@ import torch  # noqa: F401  libtorch must be loaded before _C resolves its symbo
 
 from pvq import _C, _core, ops  # noqa: F401  registers torch.ops.pvq and its Python rules
 from pvq._core import build_info, count
+from pvq.calibration import calibration_tokens
 from pvq.checkpoint import save_checkpoint
 from pvq.config import PVQConfig
 from pvq.embedding import PVQEmbedding
@@ -35,6 +36,7 @@ __all__ = [
     "Sensitivity",
     "allocate",
     "build_info",
+    "calibration_tokens",
     "count",
     "load",
     "measure_sensitivity",

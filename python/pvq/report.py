@@ -1,7 +1,7 @@
 """What quantization did to a model: a record for each layer, totals, JSON, and the model card."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pvq import _core
@@ -23,6 +23,10 @@ class LayerRecord:
         nbytes: stored bytes.
         original_nbytes: bytes of the dense weight in its original dtype.
         seconds: time to quantize and check the layer.
+        rounding: name of the rounding method.
+        tokens: how many the layer saw in calibration; ``None`` without.
+        output_error: squared error of its outputs relative to their energy, on the inputs seen.
+        nearest_output_error: what rounding to the nearest points would have made of them.
     """
 
     name: str
@@ -34,11 +38,27 @@ class LayerRecord:
     nbytes: int
     original_nbytes: int
     seconds: float
+    rounding: str = "nearest"
+    tokens: int | None = None
+    output_error: float | None = None
+    nearest_output_error: float | None = None
 
     @property
     def weights(self) -> int:
         """Number of weights of the layer."""
         return self.shape[0] * self.shape[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "shape": list(self.shape), "config": self.config.to_dict()}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "LayerRecord":
+        """Inverse of :meth:`to_dict`."""
+        rows, cols = stored["shape"]
+        config = PVQConfig.from_dict(stored["config"])
+        return cls(**{**stored, "shape": (rows, cols), "config": config})
 
 
 @dataclass(frozen=True)
@@ -109,20 +129,7 @@ class Report:
                 "original_nbytes": self.original_nbytes,
                 "seconds": self.seconds,
             },
-            "layers": [
-                {
-                    "name": layer.name,
-                    "kind": layer.kind,
-                    "shape": list(layer.shape),
-                    "config": layer.config.to_dict(),
-                    "relative_error": layer.relative_error,
-                    "bits_per_weight": layer.bits_per_weight,
-                    "nbytes": layer.nbytes,
-                    "original_nbytes": layer.original_nbytes,
-                    "seconds": layer.seconds,
-                }
-                for layer in self.layers
-            ],
+            "layers": [layer.to_dict() for layer in self.layers],
             "left_dense": [
                 {"name": left.name, "reason": left.reason, "nbytes": left.nbytes}
                 for left in self.left_dense

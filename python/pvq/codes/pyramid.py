@@ -23,6 +23,7 @@ from pvq import _core
 from pvq.arguments import check_bits, check_choice, check_int
 from pvq.codes import Layout, RunTimeForm, Stored
 from pvq.codes.planes import Planes
+from pvq.codes.pyramid_rounder import PyramidRounder
 from pvq.ops.code import packed_bytes
 
 MAX_DIM = 256
@@ -188,6 +189,10 @@ class PyramidCode:
             w, self.dim, self.pulses, self.gain_bits, self.gain_law, self.quality
         )
         return {"index": index, "gain": gain, "row_scale": row_scale}
+
+    def rounder(self, w: torch.Tensor) -> PyramidRounder:
+        """Rounds ``w`` [rows, cols], rotated already, group after group."""
+        return PyramidRounder(w, self.quantize(w)["row_scale"], **self.choices())
 
     def dequantize(
         self,

@@ -22,6 +22,7 @@ import torch
 
 from pvq.arguments import check_bits
 from pvq.codes import Layout, RunTimeForm, Stored
+from pvq.codes.table_rounder import TableRounder
 
 WIDTHS = (2, 3, 4)
 STEP = 8  # columns come in multiples of it
@@ -108,6 +109,10 @@ class TableCode:
         """The nearest points to ``w`` [rows, cols], with the row scale of least squared error."""
         code, row_scale = torch.ops.pvq.table_quantize(w, self.bits)
         return {"code": code, "row_scale": row_scale}
+
+    def rounder(self, w: torch.Tensor) -> TableRounder:
+        """Rounds ``w`` [rows, cols], rotated already, the weights of a byte at a time."""
+        return TableRounder(w, self.quantize(w)["row_scale"], bits=self.bits)
 
     def dequantize(
         self,

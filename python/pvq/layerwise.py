@@ -1,0 +1,246 @@
+"""Quantizing the layers of a plan one after the other, with or without calibration."""
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pvq.calibration import InputStatistics, Samples, on_device, walk
+from pvq.embedding import PVQEmbedding
+from pvq.linear import PVQLinear
+from pvq.modules import replace_module
+from pvq.plan import Target
+from pvq.report import LayerRecord
+from pvq.rounding import Rounding
+from pvq.rounding.nearest import Nearest
+from pvq.tensor import PVQTensor, quantize_tensor, row_slabs
+from pvq.work import Finished, WorkFolder
+
+
+def quantize_layers(
+    model: nn.Module,
+    targets: Sequence[Target],
+    rounding: Rounding,
+    samples: Samples | None,
+    *,
+    device: torch.device | None,
+    work: WorkFolder | None,
+    done: Callable[[str], None],
+) -> list[LayerRecord]:
+    """Replaces every target in the model.
+
+    Args:
+        model: changed in place.
+        targets: of a plan.
+        rounding: the method.
+        samples: for methods that ask for a Hessian.
+        device: where decoder layers are computed; ``None`` for where the model is.
+        work: finished layers are taken from there, and kept there.
+        done: is called with the name of each finished layer.
+
+    Returns:
+        The records, in the order of the targets.
+
+    Raises:
+        ValueError: if calibration gives a layer no usable Hessian.
+    """
+    run = _Run(model, targets, rounding, device, work, done)
+    calibrated = [
+        target.name
+        for target in targets
+        if rounding.needs_hessian and isinstance(target.module, nn.Linear)
+    ]
+    for target in targets:
+        if target.name not in calibrated:
+            if not run.restore(target.name, [target.name]):
+                run.quantize(target, None, target.module.weight.device)
+                run.keep(target.name)
+            run.leave(target.name)
+    if calibrated:
+        assert samples is not None
+        run.calibrate(calibrated, samples)
+    return [run.records[target.name] for target in targets]
+
+
+class _Run:
+    """The state of one run: what is finished."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        targets: Sequence[Target],
+        rounding: Rounding,
+        device: torch.device | None,
+        work: WorkFolder | None,
+        done: Callable[[str], None],
+    ) -> None:
+        self.model, self.rounding, self.device, self.work, self.done = (
+            *(model, rounding, device, work, done),
+        )
+        self.targets = {target.name: target for target in targets}
+        self.records: dict[str, LayerRecord] = {}
+        self.pending: list[Finished] = []  # the layers of the unit that is being worked on
+
+    def restore(self, unit: str, names: list[str]) -> bool:
+        """Takes the layers of a unit from the work folder, if they are there."""
+        finished = None if self.work is None else self.work.load(unit)
+        if finished is None:
+            return False
+        for layer in finished:
+            self.stand_in(layer)
+        return True
+
+    def keep(self, unit: str) -> None:
+        """Puts the layers of a unit into the work folder."""
+        if self.work is not None:
+            self.work.save(unit, self.pending)
+
+    def leave(self, unit: str) -> None:
+        """Replaces the dense layers of a unit."""
+        for layer in self.pending:
+            place(self.model, self.targets[layer.record.name], layer.codes)
+        self.pending = []
+
+    def stand_in(self, layer: Finished) -> None:
+        """Lets the dense layer compute what the quantized one will, for layers behind it to see.
+
+        Every code's product is fast for a few tokens; a calibration pass has thousands.
+        """
+        weight = self.targets[layer.record.name].module.weight
+        weight.data = layer.codes.to(weight.device).dequantize(weight.dtype)
+        self.records[layer.record.name] = layer.record
+        self.pending.append(layer)
+        self.done(layer.record.name)
+
+    def quantize(
+        self, target: Target, statistics: InputStatistics | None, device: torch.device
+    ) -> None:
+        """Quantizes a layer."""
+        rounding = self.rounding if statistics is not None else Nearest()
+        layer = on_device(
+            device,
+            lambda where: quantize_layer(target, rounding, statistics, where),
+            target.name,
+        )
+        self.stand_in(layer)
+
+    def calibrate(self, names: list[str], samples: Samples) -> None:
+        """Walks the model and quantizes each stage."""
+        training = {name for name, module in self.model.named_modules() if module.training}
+        self.model.eval()
+        device = self.device or next(self.model.parameters()).device
+        unseen: list[str] = []
+        few: list[str] = []
+        with torch.no_grad():
+            for stage in walk(
+                self.model, names, samples, device=device, restore=self.restore, leave=self.leave
+            ):
+                for name in stage.names:
+                    statistics = stage.statistics.get(name)
+                    target = self.targets[name]
+                    if statistics is None or not statistics.hessian.diagonal().any():
+                        unseen.append(name)
+                        statistics = None
+                    elif statistics.tokens < target.module.weight.shape[1]:
+                        few.append(f"{name} ({statistics.tokens})")
+                    self.quantize(target, statistics, stage.device)
+                if stage.last:
+                    self.keep(stage.unit)
+        for name, module in self.model.named_modules():
+            module.training = name in training
+        if unseen:
+            warnings.warn(
+                f"calibration never reached {_listed(unseen)}: rounded to the nearest points",
+                stacklevel=2,
+            )
+        if few:
+            warnings.warn(
+                f"{_listed(few)} saw fewer tokens than the weight has columns, too few to tell "
+                "which errors matter: use more calibration text",
+                stacklevel=2,
+            )
+
+
+def place(model: nn.Module, target: Target, codes: PVQTensor) -> None:
+    """Puts a quantized layer where the dense one was, on its device."""
+    old = target.module
+    codes = codes.to(old.weight.device)
+    new: nn.Module
+    if isinstance(old, nn.Linear):
+        new = PVQLinear.from_tensor(codes, old.bias)
+    else:
+        new = PVQEmbedding.from_tensor(codes, old.weight.dtype)
+    new.train(old.training)
+    replace_module(model, old, new)
+
+
+def quantize_layer(
+    target: Target,
+    rounding: Rounding,
+    statistics: InputStatistics | None,
+    device: torch.device,
+) -> Finished:
+    """Quantizes the weight of a layer and measures the result; the layer is not touched.
+
+    Args:
+        target: the layer and its configuration.
+        rounding: the method.
+        statistics: of its inputs, if the method asks for them.
+        device: where to compute.
+
+    Raises:
+        ValueError: if the Hessian is not finite or singular; the text names the layer.
+    """
+    start = time.perf_counter()
+    weight = target.module.weight.detach().to(device)
+    hessian = None if statistics is None else statistics.hessian.to(device)
+    try:
+        codes = quantize_tensor(weight, target.config, rounding=rounding, hessian=hessian)
+    except ValueError as error:
+        raise ValueError(f"{target.name}: {error}") from error
+    output_error = nearest_error = None
+    if hessian is not None:
+        output_error = relative_output_error(weight, codes, hessian)
+        nearest = quantize_tensor(weight, target.config)
+        nearest_error = relative_output_error(weight, nearest, hessian)
+    record = LayerRecord(
+        name=target.name,
+        kind="linear" if isinstance(target.module, nn.Linear) else "embedding",
+        shape=codes.shape,
+        config=target.config,
+        relative_error=codes.relative_error(weight),
+        bits_per_weight=codes.bits_per_weight,
+        nbytes=codes.nbytes,
+        original_nbytes=weight.nbytes,
+        seconds=time.perf_counter() - start,
+        rounding=rounding.name,
+        tokens=None if statistics is None else statistics.tokens,
+        output_error=output_error,
+        nearest_output_error=nearest_error,
+    )
+    return Finished(record, codes)
+
+
+def relative_output_error(w: Tensor, codes: PVQTensor, hessian: Tensor) -> float:
+    """tr(E H E^T) / tr(W H W^T), E = W - W': squared error of the outputs, on the inputs of H.
+
+    Args:
+        w: [rows, cols], the dense matrix.
+        codes: what became of it.
+        hessian: [cols, cols] float32, not rotated.
+    """
+    error = energy = 0.0
+    for slab in row_slabs(*codes.shape):
+        dense = w[slab].float()
+        residual = dense - codes.rows(slab).dequantize()
+        error += ((residual @ hessian) * residual).sum(dtype=torch.float64).item()
+        energy += ((dense @ hessian) * dense).sum(dtype=torch.float64).item()
+    return error / energy if energy else error
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few names, and how many there are."""
+    rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3])}{rest}"

@@ -1,0 +1,24 @@
+"""Rounding methods by name: the only place that lists them."""
+
+from pvq.rounding import Rounding
+from pvq.rounding.gptq import GPTQ
+from pvq.rounding.nearest import Nearest
+
+ROUNDINGS: dict[str, type[Nearest] | type[GPTQ]] = {
+    rounding.name: rounding for rounding in (Nearest, GPTQ)
+}
+
+
+def make_rounding(rounding: str | Rounding) -> Rounding:
+    """The method of that name with its default settings; a method is returned as it is.
+
+    Raises:
+        ValueError: if there is none of that name.
+    """
+    if not isinstance(rounding, str):
+        return rounding
+    if rounding not in ROUNDINGS:
+        raise ValueError(
+            f"rounding is {rounding!r}, expected one of {', '.join(map(repr, ROUNDINGS))}"
+        )
+    return ROUNDINGS[rounding]()
