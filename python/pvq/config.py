@@ -34,8 +34,8 @@ class PVQConfig:
     ``code="pyramid"``, the default, reaches any rate. ``bits`` counts the index and the gain,
     ``round(bits * dim)`` bits a group; of all ways to share them out, the one with the least
     expected error on a Gaussian source is taken (:func:`pvq.codes.pyramid.expected_error`), or the
-    most pulses that fit if ``gain_bits`` is given. At ``dim=16``, 2.25, 3.25 and 4.25 bits give 14,
-    28 and 58 pulses with 1, 3 and 4 gain bits. Choices: ``dim``, ``pulses`` (instead of ``bits``),
+    most pulses that fit if ``gain_bits`` is given. At ``dim=16``, 2.25, 3.25 and 4.25 bits give 13,
+    28 and 58 pulses with 2, 3 and 4 gain bits. Choices: ``dim``, ``pulses`` (instead of ``bits``),
     ``gain_bits``, ``gain_law``, ``quality``; see :class:`pvq.codes.pyramid.PyramidCode`.
 
     ``code="table"`` has 2, 3 or 4 ``bits`` and no other choice; it is fast in its stored form. See

@@ -64,9 +64,9 @@ class TableCode:
         return cls(bits)  # type: ignore[arg-type]  # checked there
 
     @classmethod
-    def ladder(cls, low: float, high: float) -> Sequence["TableCode"]:
-        """The codes whose rate is from ``low`` to ``high``, in order of it."""
-        return [cls(bits) for bits in WIDTHS if low <= bits <= high]
+    def ladder(cls, low: float, high: float, **choices: Any) -> Sequence["TableCode"]:
+        """The codes whose rate is from ``low`` to ``high``, in order of it; no other choices."""
+        return [cls.make(bits, **choices) for bits in WIDTHS if low <= bits <= high]
 
     @property
     def rate(self) -> float:

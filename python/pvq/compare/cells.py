@@ -90,6 +90,8 @@ def setting_at(code: Named, bits: float) -> PVQConfig:
         TypeError: if a choice has the wrong type.
     """
     known = choices_of(code.name)
+    if "bits" in code.choices:
+        raise ValueError(f"code {code}: bits are what the rates to compare at ask for, drop it")
     of_code = {key: value for key, value in code.choices.items() if key in known}
     others = {key: value for key, value in code.choices.items() if key not in known}
     ladder = CODES[code.name].ladder

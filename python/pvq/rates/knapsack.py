@@ -77,10 +77,10 @@ def _spend_rest(
         for item, (cost, loss) in enumerate(zip(costs, losses, strict=True)):
             more = cost - cost[chosen[item]]
             gain = loss[chosen[item]] - loss
-            for option in np.flatnonzero((more <= rest) & (gain > 0)):
-                worth = gain[option] / max(int(more[option]), 1)
+            for option in np.flatnonzero((more <= rest) & (gain > 0)).tolist():
+                worth = float(gain[option]) / max(int(more[option]), 1)
                 if best is None or worth > best[0]:
-                    best = (float(worth), item, int(option))
+                    best = (worth, item, option)
         if best is None:
             return
         _, item, option = best

@@ -176,7 +176,8 @@ def _noise(module: nn.Linear | nn.Embedding, level: float, generator: torch.Gene
     """Gaussian noise of relative squared size ``level``, float32 on the layer's device."""
     w = module.weight
     noise = torch.randn(w.shape, generator=generator).to(w.device)
-    return noise * (level**0.5 * w.float().norm() / noise.norm())
+    factor: Tensor = level**0.5 * w.float().norm() / noise.norm()
+    return noise * factor
 
 
 def _noisy_logits(
