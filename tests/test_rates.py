@@ -27,7 +27,7 @@ def sensitivity(small_llama) -> Sensitivity:
     """Made up: the later a layer, the more it matters."""
     names = [target.name for target in make_plan(small_llama(), PVQConfig()).targets]
     layers = {name: (0.01 * 1.5**i,) for i, name in enumerate(names)}
-    return Sensitivity("kl", "nothing", 1, (0.01,), layers)
+    return Sensitivity("kl", "nothing", 1, (0.01,), layers, dict.fromkeys(names, 0.0))
 
 
 # --- the knapsack ---------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def test_noise_costs_what_the_slopes_predict(small_llama):
     assert sensitivity.tokens == 6 * 47
     assert set(sensitivity.layers) == {target.name for target in targets}
     assert len(targets) == LINEARS
-    predicted = sensitivity.predict({target.name: 0.02 for target in targets})
+    predicted = sum(sensitivity.slope(target.name) * 0.02 for target in targets)
     measured, source = 0.0, torch.Generator().manual_seed(9)
     with torch.no_grad():
         for ids in tokens:
@@ -149,6 +149,31 @@ def test_noise_costs_what_the_slopes_predict(small_llama):
             for target in targets:
                 target.module.weight.data = before[f"{target.name}.weight"].clone()
     assert measured == pytest.approx(predicted, rel=0.15)
+
+
+def test_a_shrunk_layer_by_hand(small_llama):
+    model = small_llama()
+    targets = make_plan(model, PVQConfig()).targets[5:6]
+    tokens = random_tokens(80, 2, 20, seed=4)
+    got = measure_sensitivity(model, targets, tokens, progress=False).shrunk[targets[0].name]
+    w, expected = targets[0].module.weight.data, 0.0
+    for ids in tokens:
+        both = []
+        for factor in (1.0, 0.9):
+            targets[0].module.weight.data = w * factor
+            with torch.no_grad():
+                both.append(model(ids[None]).logits[0, :-1].double().log_softmax(-1))
+        expected += float((both[0].exp() * (both[0] - both[1])).sum(-1).mean()) / 2
+    assert got == pytest.approx(expected, rel=0.02)
+
+
+def test_codes_shrink_as_the_model_of_the_loss_says():
+    w = torch.randn(256, 512, generator=torch.Generator().manual_seed(5))
+    for bits in (1.25, 2.25, 3.25):
+        tensor = pvq.quantize_tensor(w, PVQConfig(bits))
+        back, error = tensor.dequantize(), tensor.relative_error(w)
+        kept = float((w * back).sum() / w.square().sum())
+        assert kept == pytest.approx(1 - error, abs=0.03 * error + 1e-3)
 
 
 def test_log_likelihood_by_hand(small_llama):
@@ -172,9 +197,11 @@ def test_log_likelihood_by_hand(small_llama):
 
 
 def test_the_slope_is_that_of_least_squares_through_the_origin():
-    sensitivity = Sensitivity("kl", "", 1, (1.0, 2.0), {"a": (3.0, 5.0)})
+    sensitivity = Sensitivity("kl", "", 1, (1.0, 2.0), {"a": (3.0, 5.0)}, {"a": 0.03})
     assert sensitivity.slope("a") == pytest.approx((1 * 3 + 2 * 5) / 5)
-    assert sensitivity.predict({"a": 0.5}) == pytest.approx(1.3)
+    assert sensitivity.increase("a", 0.5) == pytest.approx(2.6 * 0.25 + 0.03 * 25)
+    assert sensitivity.predict({"a": 0.5}) == sensitivity.increase("a", 0.5)
+    assert Sensitivity("kl", "", 1, (1.0,), {"a": (-1.0,)}, {"a": -1.0}).increase("a", 0.5) == 0
     with pytest.raises(ValueError, match="b is missing, 1 of 1"):
         sensitivity.predict({"b": 1.0})
 
@@ -271,7 +298,11 @@ def test_equal_sensitivities_of_equal_weights_give_nearly_one_rate(small_llama):
         t.name: t.module.weight.numel() for t in make_plan(small_llama(), PVQConfig()).targets
     }
     layers = {name: (0.01 * shapes[name] / 4096,) for name in names}
-    allocation = allocate(small_llama(), "3.5bpw", Sensitivity("kl", "", 1, (0.01,), layers))
+    allocation = allocate(
+        small_llama(),
+        "3.5bpw",
+        Sensitivity("kl", "", 1, (0.01,), layers, dict.fromkeys(names, 0.0)),
+    )
     rates = [layer.config.bits for layer in allocation.layers]
     assert max(rates) - min(rates) <= 0.25
 

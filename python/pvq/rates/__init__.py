@@ -1,7 +1,8 @@
 """The rate column: how many bits each layer gets.
 
 For small independent errors a model's loss grows by the sum over layers of sensitivity times
-relative error, whatever the quantizer (the linearity theorem of arXiv 2411.17525):
+relative error, whatever the quantizer (the linearity theorem of arXiv 2411.17525), with a term for
+what codes do beyond noise:
 :mod:`pvq.rates.sensitivity` measures the sensitivities, :mod:`pvq.rates.allocate` spends a budget
 of bytes so that the sum is least.
 """

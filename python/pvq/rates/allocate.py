@@ -1,6 +1,6 @@
 """allocate: a setting for each layer, so that a model fits a budget with the least loss.
 
-Loss: the sum over layers of sensitivity times relative error (see :mod:`pvq.rates`). After a
+Loss: the sum of what layers add by their relative errors (:mod:`pvq.rates.sensitivity`). After a
 rotation weights are nearly Gaussian, so the error of a setting is that of a Gaussian matrix with as
 many columns, the same for all layers. Pyramid codes have settings 1 / dim of a bit apart, so the
 budget is met almost to the byte.
@@ -214,13 +214,13 @@ def _item(
 ) -> list[LayerRate]:
     """What a layer would get by each setting."""
     rows, cols = target.module.weight.shape
-    slope = max(0.0, sensitivity.slope(target.name))  # noise can make a tiny one negative
     item = []
     for setting in settings:
         config = setting.for_cols(cols)
         error = gaussian_error(setting, cols)
         nbytes = stored_nbytes(config.code, rows, cols)
-        item.append(LayerRate(target.name, config, rows * cols, nbytes, error, slope * error))
+        loss = sensitivity.increase(target.name, error)
+        item.append(LayerRate(target.name, config, rows * cols, nbytes, error, loss))
     return item
 
 
