@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pvq.arguments import check_choice, check_int, check_number
 from pvq.codes import Code, Rounder, Stored
-from pvq.rounding.hessian import Hessian
+from pvq.rounding.hessian import Hessian, require
 
 ORDERS = ("natural", "activation")
 # Columns whose feedback from all columns before them is one matrix product.
@@ -101,14 +101,3 @@ def feedback(w: Tensor, rounder: Rounder, hessian: Hessian, damping: float, orde
             targets[:, own] = target
             error[:, here] = w[:, own] - rounded
     return targets
-
-
-def require(hessian: Hessian | None) -> Hessian:
-    """Refuses a missing Hessian.
-
-    Raises:
-        ValueError: if it is ``None``.
-    """
-    if hessian is None:
-        raise ValueError("this rounding method needs calibration: pass a Hessian")
-    return hessian

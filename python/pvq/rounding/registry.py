@@ -3,9 +3,10 @@
 from pvq.rounding import Rounding
 from pvq.rounding.gptq import GPTQ
 from pvq.rounding.nearest import Nearest
+from pvq.rounding.quantease import QuantEase
 
-ROUNDINGS: dict[str, type[Nearest] | type[GPTQ]] = {
-    rounding.name: rounding for rounding in (Nearest, GPTQ)
+ROUNDINGS: dict[str, type[Nearest] | type[GPTQ] | type[QuantEase]] = {
+    rounding.name: rounding for rounding in (Nearest, GPTQ, QuantEase)
 }
 
 
