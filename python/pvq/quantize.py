@@ -19,7 +19,7 @@ from pvq.plan import Override, make_plan
 from pvq.progress import advance, counter
 from pvq.report import Report
 from pvq.rounding import Rounding
-from pvq.rounding.registry import make_rounding
+from pvq.rounding.registry import make_rounding, settings_of
 from pvq.work import WorkFolder, fingerprint
 
 
@@ -114,4 +114,6 @@ def quantize_model(
     if isinstance(model, PreTrainedModel):
         configs = {target.name: target.config for target in plan.targets}
         mark_quantized(model, config, configs, plan.tied)
-    return Report(config, layers, plan.left_dense, dense_nbytes(model))
+    return Report(
+        *(config, layers, plan.left_dense, dense_nbytes(model)), rounding=settings_of(method)
+    )

@@ -1,19 +1,23 @@
-"""Quantize a dense checkpoint: every linear layer of the decoder, without calibration data."""
+"""Quantize a dense checkpoint: every linear layer of the decoder, with or without a text."""
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from pvq.calibration import DEFAULT_SAMPLES, MAX_LENGTH, calibration_tokens
 from pvq.checkpoint import new_folder, write_model
-from pvq.cli.models import add_device, check_exists, chosen_device
+from pvq.cli.models import add_device, check_exists, chosen_device, load_tokenizer
 from pvq.codes.pyramid import GAIN_LAWS, PyramidCode
 from pvq.codes.registry import CODES
 from pvq.config import DEFAULT_CODE, ROTATIONS, PVQConfig
 from pvq.quantize import quantize_model
 from pvq.report import Report, megabytes
+from pvq.rounding.registry import ROUNDINGS
 
 NAME = "quantize"
 HELP = "quantize a model and write a checkpoint"
@@ -28,12 +32,15 @@ shares them out for the least error. At --dim 16:
 {_SETTINGS}
 --code table has --bits 2, 3 or 4, a byte for each group of weights, and is the fastest to run.
 A 16-bit scale a row comes on top.
+--rounding nearest needs no data. gptq and quantease fit each layer to what it gets from a text; an
+interrupted run goes on where it was when it is started again.
 Patterns are those of a shell and match full module names.
 
 examples:
   pvq quantize meta-llama/Llama-3.1-8B llama-3.25b --bits 3.25
   pvq quantize ./model ./out --code table --bits 2 --override '*.down_proj:bits=3'
   pvq quantize ./model ./out --bits 2.25 --override '*.down_proj:bits=3.25'
+  pvq quantize ./model ./out --bits 3.25 --rounding gptq --calibration book.txt
   pvq quantize ./model ./out --skip '*.layers.0.*' --embeddings --head
 """
 
@@ -61,6 +68,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rotation", choices=ROTATIONS, default="hadamard", help="of the input")
     parser.add_argument("--block", type=int, help="Hadamard block (default: from the layer)")
     parser.add_argument("--seed", type=int, default=0, help="of the rotation's signs")
+    parser.add_argument(
+        "--rounding",
+        choices=ROUNDINGS,
+        default="nearest",
+        help="how points are chosen (default nearest)",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="text file, or folder that datasets saved, for methods that need one",
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=DEFAULT_SAMPLES,
+        help=f"windows of the calibration text (default {DEFAULT_SAMPLES})",
+    )
+    parser.add_argument(
+        "--length",
+        type=int,
+        help=f"tokens a window (default: the model's context, at most {MAX_LENGTH})",
+    )
     parser.add_argument(
         "--skip", action="append", default=[], metavar="PATTERN", help="leave layers dense"
     )
@@ -96,18 +125,34 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         overrides = _parsed_overrides(args.override, config)
     except ValueError as error:
         args.parser.error(str(error))
+    calibrated = ROUNDINGS[args.rounding].needs_hessian
+    if calibrated != (args.calibration is not None):
+        args.parser.error(
+            f"--rounding {args.rounding} "
+            + ("needs --calibration FILE" if calibrated else "takes no --calibration")
+        )
     check_exists(args.model)
     with new_folder(args.out, overwrite=args.overwrite) as folder:
-        model = AutoModelForCausalLM.from_pretrained(args.model).to(chosen_device(args.device))
+        device = chosen_device(args.device)
+        model = AutoModelForCausalLM.from_pretrained(args.model)
+        if calibrated:  # layer by layer, so the device need not hold the model
+            tokens, work = _calibration(args, model), _work(args.out)
+        else:
+            model, tokens, work = model.to(device), None, None
         report = quantize_model(
             model,
             config,
+            rounding=args.rounding,
+            calibration=tokens,
+            device=device,
+            work=work,
             skip=args.skip,
             overrides=overrides,
             embeddings=args.embeddings,
             head=args.head,
         )
         write_model(folder, model, report, source=args.model, max_shard_size=args.shard_size)
+    shutil.rmtree(_work(args.out), ignore_errors=True)
     args.report = report
     return {"out": str(args.out), **report.to_dict()}
 
@@ -118,6 +163,24 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> str:
     on_disk = sum(path.stat().st_size for path in args.out.iterdir())
     table = f"{report.table()}\n\n" if args.layers else ""
     return f"{table}{report.summary()}\nwritten         {result['out']}, {megabytes(on_disk)}"
+
+
+def _calibration(args: argparse.Namespace, model: PreTrainedModel) -> torch.Tensor:
+    """Token ids [samples, length] of the calibration text."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return calibration_tokens(
+        args.calibration,
+        load_tokenizer(args.model),
+        samples=args.samples,
+        length=args.length,
+        context=context,
+    )
+
+
+def _work(out: Path) -> Path:
+    """Where the layers of an unfinished run are kept, beside what it is going to write."""
+    target = out.absolute()
+    return target.with_name(f".{target.name}.work")
 
 
 def _parsed_overrides(texts: Sequence[str], config: PVQConfig) -> dict[str, dict[str, Any]]:

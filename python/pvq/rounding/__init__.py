@@ -5,7 +5,7 @@ of them by name. No checkpoint depends on them: they say how codes are chosen, n
 read.
 """
 
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -20,6 +20,7 @@ class Rounding(Protocol):
     """As the command line calls it."""
     needs_hessian: ClassVar[bool]
     """Whether it asks for the inputs of a layer."""
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __call__(self, w: torch.Tensor, code: Code, hessian: Hessian | None = None) -> Stored:
         """Rounds a matrix.

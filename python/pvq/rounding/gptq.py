@@ -40,12 +40,13 @@ class GPTQ:
         order: of rounding, ``"natural"``, or ``"activation"``: blocks with large inputs first,
             which matters without a rotation only, because a rotation makes all inputs alike.
         passes: how often all is rounded. Row scales are those of W in the first pass; in each
-            later one those of the targets in the pass before, which feedback has made larger.
+            later one those of the targets in the pass before, which feedback has made larger. A
+            second pass lowers the loss by less than a per cent.
     """
 
     damping: float = 0.01
     order: str = "natural"
-    passes: int = 2
+    passes: int = 1
 
     name: ClassVar[str] = "gptq"
     needs_hessian: ClassVar[bool] = True

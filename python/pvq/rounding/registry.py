@@ -1,5 +1,8 @@
 """Rounding methods by name: the only place that lists them."""
 
+from dataclasses import asdict
+from typing import Any
+
 from pvq.rounding import Rounding
 from pvq.rounding.gptq import GPTQ
 from pvq.rounding.nearest import Nearest
@@ -8,6 +11,11 @@ from pvq.rounding.quantease import QuantEase
 ROUNDINGS: dict[str, type[Nearest] | type[GPTQ] | type[QuantEase]] = {
     rounding.name: rounding for rounding in (Nearest, GPTQ, QuantEase)
 }
+
+
+def settings_of(rounding: Rounding) -> dict[str, Any]:
+    """Name and settings of a method, ready for JSON."""
+    return {"name": rounding.name, **asdict(rounding)}
 
 
 def make_rounding(rounding: str | Rounding) -> Rounding:
