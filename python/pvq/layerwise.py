@@ -3,17 +3,19 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from pvq.calibration import InputStatistics, Samples, on_device, walk
+from pvq.calibration import InputStatistics, Samples, Stage, on_device, walk
+from pvq.calibration.absorb import divide_outputs, find_source, scale_columns
 from pvq.embedding import PVQEmbedding
 from pvq.linear import PVQLinear
 from pvq.modules import replace_module
 from pvq.plan import Target
 from pvq.report import LayerRecord
-from pvq.rounding import Rounding
+from pvq.rounding import Rounding, ScalesColumns
 from pvq.rounding.nearest import Nearest
 from pvq.tensor import PVQTensor, quantize_tensor, row_slabs
 from pvq.work import Finished, WorkFolder
@@ -82,20 +84,26 @@ class _Run:
         self.targets = {target.name: target for target in targets}
         self.records: dict[str, LayerRecord] = {}
         self.pending: list[Finished] = []  # the layers of the unit that is being worked on
+        self.changed: dict[str, Tensor] = {}  # its dense parameters that are not as they were
 
     def restore(self, unit: str, names: list[str]) -> bool:
         """Takes the layers of a unit from the work folder, if they are there."""
         finished = None if self.work is None else self.work.load(unit)
         if finished is None:
             return False
-        for layer in finished:
+        layers, changed = finished
+        for name, tensor in changed.items():
+            parameter = self.model.get_parameter(name)
+            parameter.data = tensor.to(parameter.device)
+        for layer in layers:
             self.stand_in(layer)
         return True
 
     def keep(self, unit: str) -> None:
         """Puts the layers of a unit into the work folder."""
         if self.work is not None:
-            self.work.save(unit, self.pending)
+            self.work.save(unit, self.pending, self.changed)
+        self.changed = {}
 
     def leave(self, unit: str) -> None:
         """Replaces the dense layers of a unit."""
@@ -126,6 +134,50 @@ class _Run:
         )
         self.stand_in(layer)
 
+    def scale_columns(self, stage: Stage) -> None:
+        """Scales the columns of a stage's layers and their input, if the method wants that."""
+        if not isinstance(self.rounding, ScalesColumns) or stage.layer is None:
+            return
+        assert stage.probe is not None
+        shared: dict[int, list[str]] = {}
+        for name in stage.names:
+            if name in stage.statistics and stage.statistics[name].tokens:
+                shared.setdefault(id(stage.statistics[name]), []).append(name)
+        prefix = f"{stage.unit}."
+        modules = {prefix + name: module for name, module in stage.layer.named_modules() if name}
+        for names in shared.values():
+            statistics = stage.statistics[names[0]]
+            targets = [self.targets[name] for name in names]
+            consumers = {t.name: t.module for t in targets if isinstance(t.module, nn.Linear)}
+            source = find_source(modules, consumers, stage.probe)
+            if source is None:
+                continue
+            scale = self.rounding.column_scales(
+                [target.module.weight.detach() for target in targets],
+                [target.config for target in targets],
+                statistics.hessian,
+            )
+            if scale is None or not self.divide(source, modules[source], scale):
+                continue
+            scale_columns(consumers, scale)
+            statistics.hessian /= scale[:, None] * scale
+
+    def divide(self, name: str, module: nn.Module, scale: Tensor) -> bool:
+        """Divides a module's outputs by powers of two; false if its codes cannot do that."""
+        place = next((i for i, f in enumerate(self.pending) if f.record.name == name), None)
+        if place is None and name in self.targets:
+            return False  # about to be quantized, or replaced in another unit
+        if place is not None:
+            divided = divide_rows(self.pending[place].codes, scale)
+            if divided is None:
+                return False
+            self.pending[place] = replace(self.pending[place], codes=divided)
+        divide_outputs(module, scale)
+        for key, parameter in module.named_parameters():
+            if place is None or key != "weight":
+                self.changed[f"{name}.{key}"] = parameter.data
+        return True
+
     def calibrate(self, names: list[str], samples: Samples) -> None:
         """Walks the model and quantizes each stage."""
         training = {name for name, module in self.model.named_modules() if module.training}
@@ -137,6 +189,7 @@ class _Run:
             for stage in walk(
                 self.model, names, samples, device=device, restore=self.restore, leave=self.leave
             ):
+                self.scale_columns(stage)
                 for name in stage.names:
                     statistics = stage.statistics.get(name)
                     target = self.targets[name]
@@ -221,6 +274,20 @@ def quantize_layer(
         nearest_output_error=nearest_error,
     )
     return Finished(record, codes)
+
+
+def divide_rows(codes: PVQTensor, scale: Tensor) -> PVQTensor | None:
+    """The codes of a matrix whose rows are divided by powers of two [rows], if there are such."""
+
+    def divided(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return tensor / scale.to(tensor).view(-1, *[1] * (tensor.ndim - 1))
+
+    there = {name: divided(tensor) for name, tensor in codes.stored.items()}
+    result = replace(codes, stored=there)
+    exact = codes.dequantize() / scale.to(codes.device)[:, None]
+    return result if torch.equal(result.dequantize(), exact) else None
 
 
 def relative_output_error(w: Tensor, codes: PVQTensor, hessian: Tensor) -> float:

@@ -25,6 +25,7 @@ from pvq.rounding import Rounding
 from pvq.tensor import PVQTensor
 
 _RUN_FILE = "run.json"
+_DENSE = "dense "  # no module's name begins like this
 # Rows of each weight that tell one model from another.
 _PROBED_ROWS = 4
 
@@ -64,8 +65,8 @@ class WorkFolder:
                 "delete it or use another"
             )
 
-    def load(self, unit: str) -> list[Finished] | None:
-        """The layers of a unit, on the CPU; ``None`` if it is not finished."""
+    def load(self, unit: str) -> tuple[list[Finished], dict[str, Tensor]] | None:
+        """What :meth:`save` was given, on the CPU; ``None`` if the unit is not finished."""
         file = self.path / f"{unit}.safetensors"
         if not file.exists():
             return None
@@ -79,11 +80,23 @@ class WorkFolder:
                     for name in record.config.code.tensors
                 }
                 finished.append(Finished(record, PVQTensor(tensors, record.shape, record.config)))
-        return finished
+            dense = {
+                key.removeprefix(_DENSE): stored.get_tensor(key)
+                for key in stored.keys()  # noqa: SIM118  it is no mapping
+                if key.startswith(_DENSE)
+            }
+        return finished, dense
 
-    def save(self, unit: str, layers: Sequence[Finished]) -> None:
-        """Keeps the layers of a unit: all of them, or none if this is interrupted."""
-        tensors = {
+    def save(self, unit: str, layers: Sequence[Finished], dense: Mapping[str, Tensor]) -> None:
+        """Keeps a unit: all of it, or nothing if this is interrupted.
+
+        Args:
+            unit: its name.
+            layers: its quantized layers.
+            dense: dense parameters that quantization has changed, by their full names.
+        """
+        tensors = {_DENSE + name: tensor.contiguous().cpu() for name, tensor in dense.items()}
+        tensors |= {
             f"{layer.record.name}.{name}": tensor.contiguous().cpu()
             for layer in layers
             for name, tensor in layer.codes.stored.items()

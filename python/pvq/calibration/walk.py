@@ -45,6 +45,8 @@ class Stage:
         statistics: of the inputs of those that were called; one object for a shared input.
         device: where to compute.
         last: whether this completes the unit.
+        layer: the decoder layer; ``None`` if the unit is the model.
+        probe: the layer's output on the first sample, with its weights as they are.
     """
 
     unit: str
@@ -52,6 +54,8 @@ class Stage:
     statistics: Mapping[str, InputStatistics]
     device: torch.device
     last: bool
+    layer: nn.Module | None = None
+    probe: Callable[[], Tensor] | None = None
 
 
 def walk(
@@ -206,7 +210,11 @@ def _walk_layer(
         statistics = on_device(device, gather_on, f"the inputs of {stage[0][0]}")
         where = next(iter(statistics.values())).hessian.device
         inside = [name for group in stage for name in group]
-        yield Stage(unit, inside, statistics, where, stage is stages[-1])
+        yield Stage(
+            *(unit, inside, statistics, where, stage is stages[-1]),
+            layer=layer,
+            probe=partial(run_layer, layer, hidden[0], call.to(where), where),
+        )
     layer.to(home)
 
 

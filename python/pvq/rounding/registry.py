@@ -4,12 +4,13 @@ from dataclasses import asdict
 from typing import Any
 
 from pvq.rounding import Rounding
+from pvq.rounding.awq import AWQ
 from pvq.rounding.gptq import GPTQ
 from pvq.rounding.nearest import Nearest
 from pvq.rounding.quantease import QuantEase
 
-ROUNDINGS: dict[str, type[Nearest] | type[GPTQ] | type[QuantEase]] = {
-    rounding.name: rounding for rounding in (Nearest, GPTQ, QuantEase)
+ROUNDINGS: dict[str, type[Nearest] | type[GPTQ] | type[QuantEase] | type[AWQ]] = {
+    rounding.name: rounding for rounding in (Nearest, GPTQ, QuantEase, AWQ)
 }
 
 
