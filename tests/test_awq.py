@@ -1,5 +1,7 @@
 """Column scales: exact where they are absorbed, better for the output, kept when a run stops."""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import TINY
@@ -58,7 +60,7 @@ def sources_of(model: nn.Module, samples: torch.Tensor) -> dict[str, str | None]
             before = [p.clone() for p in model.parameters()]
             consumers = {name: model.get_submodule(name) for name in stage.names}
             modules = {n: m for n, m in stage.layer.named_modules() if n}
-            found = find_source(modules, consumers, stage.probe)
+            found = find_source(modules, consumers, partial(stage.probe, 0))
             assert all(map(torch.equal, before, model.parameters())), "nothing is changed"
             sources.setdefault(stage.names[0].rpartition(".")[2], found)
     return sources

@@ -27,6 +27,7 @@ class LayerRecord:
         tokens: how many the layer saw in calibration; ``None`` without.
         output_error: squared error of its outputs relative to their energy, on the inputs seen.
         nearest_output_error: what rounding to the nearest points would have made of them.
+        refit: whether the row scales were refitted afterwards.
     """
 
     name: str
@@ -42,6 +43,7 @@ class LayerRecord:
     tokens: int | None = None
     output_error: float | None = None
     nearest_output_error: float | None = None
+    refit: bool = False
 
     @property
     def weights(self) -> int:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from pvq import _core
 from pvq.calibration import Samples
+from pvq.finished import Finished
 from pvq.plan import Target
 from pvq.report import LayerRecord
 from pvq.rounding import Rounding
@@ -28,14 +28,6 @@ _RUN_FILE = "run.json"
 _DENSE = "dense "  # no module's name begins like this
 # Rows of each weight that tell one model from another.
 _PROBED_ROWS = 4
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A quantized layer, as it is kept."""
-
-    record: LayerRecord
-    codes: PVQTensor
 
 
 class WorkFolder:
@@ -106,7 +98,7 @@ class WorkFolder:
 
 
 def fingerprint(
-    targets: Sequence[Target], rounding: Rounding, samples: Samples | None
+    targets: Sequence[Target], rounding: Rounding, refit: bool, samples: Samples | None
 ) -> dict[str, Any]:
     """What determines the codes of a run, ready for JSON."""
     weights = hashlib.sha256()
@@ -121,6 +113,7 @@ def fingerprint(
             for target in targets
         },
         "rounding": repr(rounding),
+        "refit": refit,
         "weights": weights.hexdigest(),
         "calibration": data.hexdigest(),
     }

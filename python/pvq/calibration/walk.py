@@ -46,7 +46,8 @@ class Stage:
         device: where to compute.
         last: whether this completes the unit.
         layer: the decoder layer; ``None`` if the unit is the model.
-        probe: the layer's output on the first sample, with its weights as they are.
+        probe: the layer's output on a sample of that number, with its weights as they are.
+        samples: how many there are to probe with.
     """
 
     unit: str
@@ -55,7 +56,8 @@ class Stage:
     device: torch.device
     last: bool
     layer: nn.Module | None = None
-    probe: Callable[[], Tensor] | None = None
+    probe: Callable[[int], Tensor] | None = None
+    samples: int = 0
 
 
 def walk(
@@ -213,9 +215,16 @@ def _walk_layer(
         yield Stage(
             *(unit, inside, statistics, where, stage is stages[-1]),
             layer=layer,
-            probe=partial(run_layer, layer, hidden[0], call.to(where), where),
+            probe=partial(_probe, layer, hidden, call.to(where), where),
+            samples=len(hidden),
         )
     layer.to(home)
+
+
+def _probe(
+    layer: nn.Module, hidden: Sequence[Tensor], call: LayerCall, where: torch.device, number: int
+) -> Tensor:
+    return run_layer(layer, hidden[number], call, where)
 
 
 def _advance(

@@ -91,6 +91,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"tokens a window (default: the model's context, at most {MAX_LENGTH})",
     )
     parser.add_argument(
+        "--refit",
+        action="store_true",
+        help="refit row scales where that improves a decoder layer (needs calibration)",
+    )
+    parser.add_argument(
         "--skip", action="append", default=[], metavar="PATTERN", help="leave layers dense"
     )
     parser.add_argument(
@@ -131,6 +136,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"--rounding {args.rounding} "
             + ("needs --calibration FILE" if calibrated else "takes no --calibration")
         )
+    if args.refit and not calibrated:
+        args.parser.error(f"--refit needs calibration, which --rounding {args.rounding} does not")
     check_exists(args.model)
     with new_folder(args.out, overwrite=args.overwrite) as folder:
         device = chosen_device(args.device)
@@ -144,6 +151,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             config,
             rounding=args.rounding,
             calibration=tokens,
+            refit=args.refit,
             device=device,
             work=work,
             skip=args.skip,
