@@ -31,6 +31,8 @@ EPILOG = f"""\
 shares them out for the least error. At --dim 16:
 {_SETTINGS}
 --code table has --bits 2, 3 or 4, a byte for each group of weights, and is the fastest to run.
+--code outliers is the pyramid code of --bits with the --fraction of each row that it would hurt
+most kept apart, at 32 bits each; for --rotation none, as a rotation leaves no outliers.
 A 16-bit scale a row comes on top.
 --rounding nearest needs no data. gptq and quantease fit each layer to what it gets from a text; an
 interrupted run goes on where it was when it is started again.
@@ -44,7 +46,7 @@ examples:
   pvq quantize ./model ./out --skip '*.layers.0.*' --embeddings --head
 """
 
-_CHOICES = ("dim", "pulses", "gain_bits", "gain_law", "quality")  # of codes, as options
+_CHOICES = ("dim", "pulses", "gain_bits", "gain_law", "quality", "fraction")  # of codes, as options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gain-law", choices=GAIN_LAWS, help="gain codebook (default lloyd)")
     parser.add_argument(
         "--quality", type=int, help="search effort of the pyramid code, 0 to 2 (default 1)"
+    )
+    parser.add_argument(
+        "--fraction", type=float, help="of each row that code outliers keeps apart (default 0.01)"
     )
     parser.add_argument("--rotation", choices=ROTATIONS, default="hadamard", help="of the input")
     parser.add_argument("--block", type=int, help="Hadamard block (default: from the layer)")

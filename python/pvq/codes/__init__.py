@@ -4,7 +4,7 @@ A code is a frozen dataclass whose fields are its choices: the numbers that a ch
 for its tensors to be read again. :mod:`pvq.codes.registry` knows all codes by name.
 """
 
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -90,13 +90,33 @@ class Rounder(Protocol):
         ...
 
 
+@runtime_checkable
+class SparseRounder(Rounder, Protocol):
+    """A rounder of a code that keeps some weights apart from all blocks, a few in each row."""
+
+    def sparse(self) -> torch.Tensor:
+        """The part that is kept apart, [rows, cols] float32, zero nearly everywhere."""
+        ...
+
+    def set_sparse(self, w: torch.Tensor) -> torch.Tensor:
+        """Keeps the largest of ``w`` [rows, cols] apart, as many as a row can hold.
+
+        Returns:
+            [rows, cols] float32, what everything decodes to afterwards.
+        """
+        ...
+
+
 class Code(Protocol):
     """What layers, rounding methods and checkpoints ask of a code."""
 
     name: ClassVar[str]
     """As configurations, checkpoints and the command line call it."""
-    tensors: ClassVar[tuple[str, ...]]
-    """Names of the stored tensors."""
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the stored tensors."""
+        ...
 
     @property
     def bits(self) -> float:

@@ -5,11 +5,12 @@ from dataclasses import fields
 from typing import Any
 
 from pvq.codes import Code
+from pvq.codes.outliers import OutlierCode
 from pvq.codes.pyramid import PyramidCode
 from pvq.codes.table import TableCode
 
-CODES: dict[str, type[PyramidCode] | type[TableCode]] = {
-    code.name: code for code in (PyramidCode, TableCode)
+CODES: dict[str, type[PyramidCode] | type[TableCode] | type[OutlierCode]] = {
+    code.name: code for code in (PyramidCode, TableCode, OutlierCode)
 }
 
 

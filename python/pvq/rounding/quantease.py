@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pvq.arguments import check_int, check_number
-from pvq.codes import Code, Rounder, Stored
+from pvq.codes import Code, Rounder, SparseRounder, Stored
 from pvq.rounding.gptq import GPTQ
 from pvq.rounding.hessian import Hessian, require
 
@@ -29,6 +29,10 @@ _PANEL = 128
 @dataclass(frozen=True)
 class QuantEase:
     """Coordinate descent, started from block feedback.
+
+    With a code that keeps outliers apart (:mod:`pvq.codes.outliers`), each sweep is followed by a
+    step on these: down the slope of the loss by 1 / (2 lambda_max), then all but the largest of a
+    row are dropped. This is the outlier-aware variant of the paper.
 
     Attributes:
         sweeps: how often each block is rounded again.
@@ -53,8 +57,15 @@ class QuantEase:
         rounder = self.start.rounder(w, code, loss)
         rounded = rounder.rescale(torch.ones(len(w), device=w.device))
         h = loss.damped(self.damping).float()
+        longest = 0.0
+        if isinstance(rounder, SparseRounder):
+            longest = 1 / float(torch.linalg.eigvalsh(loss.damped(self.damping))[-1])
         for _ in range(self.sweeps):
-            if not sweep(w, rounded, rounder, h):
+            changed = sweep(w, rounded, rounder, h)
+            if isinstance(rounder, SparseRounder):
+                sparse = rounder.sparse() + (w - rounded) @ h * longest
+                rounded = rounder.set_sparse(sparse)
+            elif not changed:
                 break
         return rounder.stored()
 
