@@ -17,7 +17,8 @@ from pvq.codes.registry import CODES
 from pvq.config import DEFAULT_CODE, ROTATIONS, PVQConfig
 from pvq.quantize import quantize_model
 from pvq.report import Report, megabytes
-from pvq.rounding.registry import ROUNDINGS
+from pvq.rounding import Rounding
+from pvq.rounding.registry import ROUNDINGS, make_rounding
 
 NAME = "quantize"
 HELP = "quantize a model and write a checkpoint"
@@ -75,9 +76,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the rotation's signs")
     parser.add_argument(
         "--rounding",
-        choices=ROUNDINGS,
         default="nearest",
-        help="how points are chosen (default nearest)",
+        metavar="METHOD[:KEY=VALUE,...]",
+        help=f"how points are chosen: {', '.join(ROUNDINGS)}; settings such as gptq:damping=0.05",
     )
     parser.add_argument(
         "--calibration",
@@ -133,16 +134,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             **{name: getattr(args, name) for name in _CHOICES if getattr(args, name) is not None},
         )
         overrides = _parsed_overrides(args.override, config)
-    except ValueError as error:
+        rounding = _parsed_rounding(args.rounding)
+    except (ValueError, TypeError) as error:
         args.parser.error(str(error))
-    calibrated = ROUNDINGS[args.rounding].needs_hessian
+    calibrated = rounding.needs_hessian
     if calibrated != (args.calibration is not None):
         args.parser.error(
-            f"--rounding {args.rounding} "
+            f"--rounding {rounding.name} "
             + ("needs --calibration FILE" if calibrated else "takes no --calibration")
         )
     if args.refit and not calibrated:
-        args.parser.error(f"--refit needs calibration, which --rounding {args.rounding} does not")
+        args.parser.error(f"--refit needs calibration, which --rounding {rounding.name} does not")
     check_exists(args.model)
     with new_folder(args.out, overwrite=args.overwrite) as folder:
         device = chosen_device(args.device)
@@ -154,7 +156,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         report = quantize_model(
             model,
             config,
-            rounding=args.rounding,
+            rounding=rounding,
             calibration=tokens,
             refit=args.refit,
             device=device,
@@ -223,13 +225,25 @@ def _parsed_override(text: str) -> tuple[str, dict[str, Any]]:
     pattern, colon, assignments = text.rpartition(":")
     if not colon or not pattern:
         raise ValueError(f"--override {text!r}: expected PATTERN:KEY=VALUE[,KEY=VALUE...]")
+    return pattern, _parsed_assignments(f"--override {text!r}", assignments)
+
+
+def _parsed_rounding(text: str) -> Rounding:
+    """``METHOD[:KEY=VALUE,...]`` as a rounding method."""
+    name, colon, assignments = text.partition(":")
+    settings = _parsed_assignments(f"--rounding {text!r}", assignments) if colon else {}
+    return make_rounding(name, **settings)
+
+
+def _parsed_assignments(option: str, text: str) -> dict[str, Any]:
+    """``KEY=VALUE,...``; ``option`` says where it stands."""
     changes: dict[str, Any] = {}
-    for assignment in assignments.split(","):
+    for assignment in text.split(","):
         key, equals, value = assignment.partition("=")
         if not equals:
-            raise ValueError(f"--override {text!r}: {assignment!r} is not KEY=VALUE")
+            raise ValueError(f"{option}: {assignment!r} is not KEY=VALUE")
         changes[key.strip().replace("-", "_")] = _parsed_value(value.strip())
-    return pattern, changes
+    return changes
 
 
 def _parsed_value(text: str) -> int | float | str:
