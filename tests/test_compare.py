@@ -93,8 +93,8 @@ def test_cells_are_every_combination_in_order():
     settings = Named("gptq", {"damping": 0.05})
     assert cells_of([3], [Named("pyramid")], [settings])[0].rounding.damping == 0.05
     for method, text in (
-        (Named("magic"), "method is 'magic', expected one of 'nearest'"),
-        (Named("gptq", {"dampening": 1}), "method gptq:dampening=1"),
+        (Named("magic"), "rounding is .magic., expected one of 'nearest'"),
+        (Named("gptq", {"dampening": 1}), "unknown setting .dampening."),
     ):
         with pytest.raises(ValueError, match=text):
             cells_of([3], [Named("pyramid")], [method])
@@ -308,7 +308,7 @@ def test_command_line(tmp_path, books, capsys):
         (["--codes", "octree"], "code is 'octree'"),
         (["--codes", "uniform:group"], "'group' is not KEY=VALUE"),
         (["--codes", "uniform:group=0"], "group is 0"),
-        (["--methods", "magic"], "method is 'magic'"),
+        (["--methods", "magic"], "rounding is .magic."),
     ],
 )
 def test_command_line_refuses(capsys, arguments, text):

@@ -19,7 +19,7 @@ from pvq.plan import Override, make_plan
 from pvq.progress import advance, counter
 from pvq.report import Report
 from pvq.rounding import Rounding
-from pvq.rounding.registry import make_rounding
+from pvq.rounding.registry import make_rounding, settings_of
 from pvq.work import WorkFolder, fingerprint
 
 
@@ -33,6 +33,7 @@ def quantize_model(
     overrides: Mapping[str, Override] | None = None,
     embeddings: bool = False,
     head: bool = False,
+    refit: bool = False,
     device: torch.device | str | None = None,
     work: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -63,6 +64,9 @@ def quantize_model(
             ``{"bits": 4.25}``; all that match a layer apply, in the order given.
         embeddings: also the input embeddings. Where they are tied to the head, both or neither.
         head: also the output head.
+        refit: after a decoder layer is calibrated, try for each of its layers the row scales that
+            fit its own outputs best, and keep them where the decoder layer's output gets nearer to
+            the dense one's.
         device: where decoder layers are calibrated and rounded, one at a time; where the model is
             if not given. A layer that does not fit in its memory is computed on the CPU instead.
         work: folder in which finished layers are kept. A run that finds those of an interrupted
@@ -84,6 +88,8 @@ def quantize_model(
             f"rounding={method.name!r} needs calibration: pass token ids (pvq.calibration_tokens "
             "makes them from a text), or use rounding='nearest'"
         )
+    if refit and not method.needs_hessian:
+        raise ValueError(f"refit=True needs calibration, which rounding={method.name!r} does not")
     samples = check_samples(model, calibration) if calibration is not None else None
     plan = make_plan(
         model, config, skip=skip, overrides=overrides, embeddings=embeddings, head=head
@@ -98,12 +104,13 @@ def quantize_model(
         )
     folder = None
     if work is not None:
-        folder = WorkFolder(Path(work), fingerprint(plan.targets, method, samples))
+        folder = WorkFolder(Path(work), fingerprint(plan.targets, method, refit, samples))
     with counter(len(plan.targets), "quantizing", "layer", progress) as bar:
         layers = quantize_layers(
             *(model, plan.targets, method, samples),
             device=None if device is None else torch.device(device),
             work=folder,
+            refit=refit,
             done=lambda name: advance(bar, name),
         )
     if plan.tied is not None:
@@ -114,4 +121,6 @@ def quantize_model(
     if isinstance(model, PreTrainedModel):
         configs = {target.name: target.config for target in plan.targets}
         mark_quantized(model, config, configs, plan.tied)
-    return Report(config, layers, plan.left_dense, dense_nbytes(model))
+    return Report(
+        *(config, layers, plan.left_dense, dense_nbytes(model)), rounding=settings_of(method)
+    )

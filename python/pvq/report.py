@@ -1,7 +1,7 @@
 """What quantization did to a model: a record for each layer, totals, JSON, and the model card."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pvq import _core
@@ -27,6 +27,7 @@ class LayerRecord:
         tokens: how many the layer saw in calibration; ``None`` without.
         output_error: squared error of its outputs relative to their energy, on the inputs seen.
         nearest_output_error: what rounding to the nearest points would have made of them.
+        refit: whether the row scales were refitted afterwards.
     """
 
     name: str
@@ -42,6 +43,7 @@ class LayerRecord:
     tokens: int | None = None
     output_error: float | None = None
     nearest_output_error: float | None = None
+    refit: bool = False
 
     @property
     def weights(self) -> int:
@@ -70,12 +72,14 @@ class Report:
         layers: in the order of the model.
         left_dense: weight matrices that stayed as they were, and why.
         dense_nbytes: bytes of everything that is not codes (embeddings, norms, biases, ...).
+        rounding: name and settings of the rounding method.
     """
 
     config: PVQConfig
     layers: Sequence[LayerRecord]
     left_dense: Sequence[LeftDense]
     dense_nbytes: int
+    rounding: Mapping[str, Any] = field(default_factory=lambda: {"name": "nearest"})
 
     @property
     def weights(self) -> int:
@@ -109,6 +113,16 @@ class Report:
         return total / self.weights if self.weights else 0.0
 
     @property
+    def output_error(self) -> float | None:
+        """Mean of the calibrated layers' output errors; ``None`` without calibration."""
+        return _mean([layer.output_error for layer in self.layers])
+
+    @property
+    def nearest_output_error(self) -> float | None:
+        """What rounding to the nearest points would have made of it."""
+        return _mean([layer.nearest_output_error for layer in self.layers])
+
+    @property
     def seconds(self) -> float:
         """Time spent on all layers."""
         return sum(layer.seconds for layer in self.layers)
@@ -118,11 +132,14 @@ class Report:
         return {
             "build": _core.build_info(),
             "config": self.config.to_dict(),
+            "rounding": dict(self.rounding),
             "totals": {
                 "layers": len(self.layers),
                 "weights": self.weights,
                 "bits_per_weight": self.bits_per_weight,
                 "relative_error": self.relative_error,
+                "output_error": self.output_error,
+                "nearest_output_error": self.nearest_output_error,
                 "quantized_nbytes": self.quantized_nbytes,
                 "dense_nbytes": self.dense_nbytes,
                 "nbytes": self.nbytes,
@@ -137,7 +154,7 @@ class Report:
         }
 
     def summary(self) -> str:
-        """Five lines for a person."""
+        """A few lines for a person."""
         left = {left.reason for left in self.left_dense}
         lines = [
             f"{len(self.layers)} layers, {self.weights / 1e6:.2f} M weights in "
@@ -148,6 +165,12 @@ class Report:
             f"{megabytes(self.dense_nbytes)}",
             f"model           {megabytes(self.nbytes)}, was {megabytes(self.original_nbytes)}",
         ]
+        if self.output_error is not None:
+            lines.insert(
+                3,
+                f"output error    {self.output_error:.5f} with {self.rounding['name']}, "
+                f"{self.nearest_output_error:.5f} with the nearest points",
+            )
         if left:
             lines.append(f"left dense      {len(self.left_dense)}: {'; '.join(sorted(left))}")
         return "\n".join(lines)
@@ -166,6 +189,12 @@ class Report:
                 f"{layer.bits_per_weight:.4f} | {layer.nbytes} | {layer.relative_error:.5f} |"
             )
         return "\n".join(lines)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are there."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
 
 
 def megabytes(nbytes: int) -> str:
@@ -194,7 +223,7 @@ def model_card(report: Report, base_model: str | None, license_name: str | None)
 
 # {name}, {report.bits_per_weight:.2f} bits a weight
 
-{_describe(report.config)}
+{_describe(report.config, str(report.rounding["name"]))}
 
 ```python
 import pvq  # registers the format with transformers: without this line the weights are not read
@@ -217,11 +246,11 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 """
 
 
-def _describe(config: PVQConfig) -> str:
+def _describe(config: PVQConfig, rounding: str) -> str:
     rotation = "no rotation"
     if config.rotation == "hadamard":
         rotation = f"randomised Hadamard rotation with seed {config.seed}"
     return (
         f"Pyramid vector quantization with `pvq` {_core.build_info()['version']}: code "
-        f"{config.code.describe()}, {rotation}."
+        f"{config.code.describe()}, {rotation}, rounding {rounding}."
     )

@@ -136,9 +136,9 @@ def quantize_tensor(
     rounding = rounding or Nearest()
     loss = None
     if hessian is not None and rounding.needs_hessian:
-        loss = Hessian(hessian, config.hadamard_block, config.seed)
         if len(hessian) != cols:
             raise ValueError(f"Hessian is of {len(hessian)} columns, the weight has {cols}")
+        loss = Hessian(hessian, config.hadamard_block, config.seed)
     stored = empty_stored(config.code, rows, cols, w.device)
     for slab in row_slabs(rows, cols):
         rotated = w[slab].detach().to(torch.float32, copy=True).contiguous()

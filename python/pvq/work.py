@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,16 @@ from torch import Tensor
 
 from pvq import _core
 from pvq.calibration import Samples
+from pvq.finished import Finished
 from pvq.plan import Target
 from pvq.report import LayerRecord
 from pvq.rounding import Rounding
 from pvq.tensor import PVQTensor
 
 _RUN_FILE = "run.json"
+_DENSE = "dense "  # no module's name begins like this
 # Rows of each weight that tell one model from another.
 _PROBED_ROWS = 4
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A quantized layer, as it is kept."""
-
-    record: LayerRecord
-    codes: PVQTensor
 
 
 class WorkFolder:
@@ -64,8 +57,8 @@ class WorkFolder:
                 "delete it or use another"
             )
 
-    def load(self, unit: str) -> list[Finished] | None:
-        """The layers of a unit, on the CPU; ``None`` if it is not finished."""
+    def load(self, unit: str) -> tuple[list[Finished], dict[str, Tensor]] | None:
+        """What :meth:`save` was given, on the CPU; ``None`` if the unit is not finished."""
         file = self.path / f"{unit}.safetensors"
         if not file.exists():
             return None
@@ -79,11 +72,23 @@ class WorkFolder:
                     for name in record.config.code.tensors
                 }
                 finished.append(Finished(record, PVQTensor(tensors, record.shape, record.config)))
-        return finished
+            dense = {
+                key.removeprefix(_DENSE): stored.get_tensor(key)
+                for key in stored.keys()  # noqa: SIM118  it is no mapping
+                if key.startswith(_DENSE)
+            }
+        return finished, dense
 
-    def save(self, unit: str, layers: Sequence[Finished]) -> None:
-        """Keeps the layers of a unit: all of them, or none if this is interrupted."""
-        tensors = {
+    def save(self, unit: str, layers: Sequence[Finished], dense: Mapping[str, Tensor]) -> None:
+        """Keeps a unit: all of it, or nothing if this is interrupted.
+
+        Args:
+            unit: its name.
+            layers: its quantized layers.
+            dense: dense parameters that quantization has changed, by their full names.
+        """
+        tensors = {_DENSE + name: tensor.contiguous().cpu() for name, tensor in dense.items()}
+        tensors |= {
             f"{layer.record.name}.{name}": tensor.contiguous().cpu()
             for layer in layers
             for name, tensor in layer.codes.stored.items()
@@ -93,7 +98,7 @@ class WorkFolder:
 
 
 def fingerprint(
-    targets: Sequence[Target], rounding: Rounding, samples: Samples | None
+    targets: Sequence[Target], rounding: Rounding, refit: bool, samples: Samples | None
 ) -> dict[str, Any]:
     """What determines the codes of a run, ready for JSON."""
     weights = hashlib.sha256()
@@ -108,6 +113,7 @@ def fingerprint(
             for target in targets
         },
         "rounding": repr(rounding),
+        "refit": refit,
         "weights": weights.hexdigest(),
         "calibration": data.hexdigest(),
     }

@@ -2,10 +2,12 @@
 
 from pvq.calibration.accumulate import InputStatistics
 from pvq.calibration.samples import Samples, check_samples
-from pvq.calibration.texts import calibration_tokens
+from pvq.calibration.texts import DEFAULT_SAMPLES, MAX_LENGTH, calibration_tokens
 from pvq.calibration.walk import Stage, on_device, walk
 
 __all__ = [
+    "DEFAULT_SAMPLES",
+    "MAX_LENGTH",
     "InputStatistics",
     "Samples",
     "Stage",

@@ -45,6 +45,9 @@ class Stage:
         statistics: of the inputs of those that were called; one object for a shared input.
         device: where to compute.
         last: whether this completes the unit.
+        layer: the decoder layer; ``None`` if the unit is the model.
+        probe: the layer's output on a sample of that number, with its weights as they are.
+        samples: how many there are to probe with.
     """
 
     unit: str
@@ -52,6 +55,9 @@ class Stage:
     statistics: Mapping[str, InputStatistics]
     device: torch.device
     last: bool
+    layer: nn.Module | None = None
+    probe: Callable[[int], Tensor] | None = None
+    samples: int = 0
 
 
 def walk(
@@ -206,8 +212,19 @@ def _walk_layer(
         statistics = on_device(device, gather_on, f"the inputs of {stage[0][0]}")
         where = next(iter(statistics.values())).hessian.device
         inside = [name for group in stage for name in group]
-        yield Stage(unit, inside, statistics, where, stage is stages[-1])
+        yield Stage(
+            *(unit, inside, statistics, where, stage is stages[-1]),
+            layer=layer,
+            probe=partial(_probe, layer, hidden, call.to(where), where),
+            samples=len(hidden),
+        )
     layer.to(home)
+
+
+def _probe(
+    layer: nn.Module, hidden: Sequence[Tensor], call: LayerCall, where: torch.device, number: int
+) -> Tensor:
+    return run_layer(layer, hidden[number], call, where)
 
 
 def _advance(

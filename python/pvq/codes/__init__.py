@@ -5,7 +5,7 @@ for its tensors to be read again. :mod:`pvq.codes.registry` knows all codes by n
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
@@ -88,6 +88,23 @@ class Rounder(Protocol):
 
     def stored(self) -> Stored:
         """The stored form, after every block was rounded."""
+        ...
+
+
+@runtime_checkable
+class SparseRounder(Rounder, Protocol):
+    """A rounder of a code that keeps some weights apart from all blocks, a few in each row."""
+
+    def sparse(self) -> torch.Tensor:
+        """The part that is kept apart, [rows, cols] float32, zero nearly everywhere."""
+        ...
+
+    def set_sparse(self, w: torch.Tensor) -> torch.Tensor:
+        """Keeps the largest of ``w`` [rows, cols] apart, as many as a row can hold.
+
+        Returns:
+            [rows, cols] float32, what everything decodes to afterwards.
+        """
         ...
 
 

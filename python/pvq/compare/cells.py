@@ -8,7 +8,7 @@ from pvq.codes import Code
 from pvq.codes.registry import CODES, choices_of
 from pvq.config import PVQConfig
 from pvq.rounding import Rounding
-from pvq.rounding.registry import ROUNDINGS
+from pvq.rounding.registry import make_rounding
 
 # A rate is met if it is missed by less, as sums of fractions of a bit do.
 _TOLERANCE = 1e-6
@@ -113,11 +113,4 @@ def rounding_of(method: Named) -> Rounding:
         ValueError: if there is none of that name, or it does not have such a setting.
         TypeError: if a setting has the wrong type.
     """
-    if method.name not in ROUNDINGS:
-        raise ValueError(
-            f"method is {method.name!r}, expected one of {', '.join(map(repr, ROUNDINGS))}"
-        )
-    try:
-        return ROUNDINGS[method.name](**method.choices)
-    except TypeError as error:
-        raise ValueError(f"method {method}: {error}") from error
+    return make_rounding(method.name, **method.choices)

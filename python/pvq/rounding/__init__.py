@@ -5,12 +5,34 @@ of them by name. No checkpoint depends on them: they say how codes are chosen, n
 read.
 """
 
-from typing import ClassVar, Protocol
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
 from pvq.codes import Code, Stored
+from pvq.config import PVQConfig
 from pvq.rounding.hessian import Hessian
+
+
+@runtime_checkable
+class ScalesColumns(Protocol):
+    """A rounding method that wants columns scaled before it rounds, where inputs can be too."""
+
+    def column_scales(
+        self,
+        weights: Sequence[torch.Tensor],
+        configs: Sequence[PVQConfig],
+        hessian: torch.Tensor,
+    ) -> torch.Tensor | None:
+        """Powers of two [cols] float32 for all matrices with one input; ``None`` for none.
+
+        Args:
+            weights: [rows, cols] each, not rotated.
+            configs: how each is going to be quantized.
+            hessian: [cols, cols] float32, X^T X of their input, not rotated.
+        """
+        ...
 
 
 class Rounding(Protocol):
@@ -20,6 +42,7 @@ class Rounding(Protocol):
     """As the command line calls it."""
     needs_hessian: ClassVar[bool]
     """Whether it asks for the inputs of a layer."""
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __call__(self, w: torch.Tensor, code: Code, hessian: Hessian | None = None) -> Stored:
         """Rounds a matrix.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from pvq.arguments import check_choice, check_int, check_number
 from pvq.codes import Code, Rounder, Stored
-from pvq.rounding.hessian import Hessian
+from pvq.rounding.hessian import Hessian, require
 
 ORDERS = ("natural", "activation")
 # Columns whose feedback from all columns before them is one matrix product.
@@ -40,12 +40,13 @@ class GPTQ:
         order: of rounding, ``"natural"``, or ``"activation"``: blocks with large inputs first,
             which matters without a rotation only, because a rotation makes all inputs alike.
         passes: how often all is rounded. Row scales are those of W in the first pass; in each
-            later one those of the targets in the pass before, which feedback has made larger.
+            later one those of the targets in the pass before, which feedback has made larger. A
+            second pass lowers the loss by less than a per cent.
     """
 
     damping: float = 0.01
     order: str = "natural"
-    passes: int = 2
+    passes: int = 1
 
     name: ClassVar[str] = "gptq"
     needs_hessian: ClassVar[bool] = True
@@ -101,14 +102,3 @@ def feedback(w: Tensor, rounder: Rounder, hessian: Hessian, damping: float, orde
             targets[:, own] = target
             error[:, here] = w[:, own] - rounded
     return targets
-
-
-def require(hessian: Hessian | None) -> Hessian:
-    """Refuses a missing Hessian.
-
-    Raises:
-        ValueError: if it is ``None``.
-    """
-    if hessian is None:
-        raise ValueError("this rounding method needs calibration: pass a Hessian")
-    return hessian

@@ -84,3 +84,14 @@ class Hessian:
                 )
             self._factors[key] = lower.flip(0, 1).float().contiguous(), blocks
         return self._factors[key]
+
+
+def require(hessian: Hessian | None) -> Hessian:
+    """Refuses a missing Hessian.
+
+    Raises:
+        ValueError: if it is ``None``.
+    """
+    if hessian is None:
+        raise ValueError("this rounding method needs calibration: pass a Hessian")
+    return hessian
