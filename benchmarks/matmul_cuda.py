@@ -4,15 +4,16 @@
 
 Every figure is a median over CUDA-graph replays with weights that no cache can serve
 (timing_cuda.py) and includes all that the call does: our codes rotate the activations (blocks of
-256) and quantize them to int8 inside. "floor" is a kernel that only reads the bytes of that width.
-Peers: F.linear in float16 (cuBLAS), torch's int4 kernel (bfloat16, groups of 128), torch's fp8
-product (e4m3, row-wise inputs already quantized) and bitsandbytes NF4 where it is installed. Ratios
-are cuBLAS over the kernel, so above one is faster.
+256) and narrow them inside, to int8 for table codes and to float16 for the pyramid code. "floor" is
+a kernel that only reads the bytes of that width. Peers: F.linear in float16 (cuBLAS), torch's int4
+kernel (bfloat16, groups of 128), torch's fp8 product (e4m3, row-wise inputs already quantized) and
+bitsandbytes NF4 where it is installed. Ratios are cuBLAS over the kernel, so above one is faster.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import json
 import math
@@ -23,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from timing_cuda import copies_for, machine, time_calls
 
-import pvq  # noqa: F401  registers torch.ops.pvq
+import pvq
 
 SHAPES = (
     (4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336), (8192, 8192), (28672, 8192),
@@ -56,6 +57,20 @@ def table_code(bits: int) -> Callable[[int, int, int], Calls]:
             lambda f=f: torch.ops.pvq.table_matmul_fragments(x, f, scale, bits, BLOCK, 1)
             for f in fragments
         ]
+
+    return calls
+
+
+def pyramid(layout: str) -> Callable[[int, int, int], Calls]:
+    """The pyramid code at 3.25 bits: D = 16, K = 28, 3 gain bits, of Gaussian weights."""
+    config = pvq.PVQConfig(3.25, block=BLOCK)
+
+    def calls(rows: int, cols: int, tokens: int) -> Calls:
+        w = torch.randn(rows, cols, device="cuda")
+        first = pvq.PVQLinear.from_tensor(pvq.quantize_tensor(w, config)).prepare(layout)
+        layers = [copy.deepcopy(first) for _ in range(copies_for(first.resident_nbytes))]
+        x = activations(tokens, cols)
+        return [lambda layer=layer: layer(x) for layer in layers]
 
     return calls
 
@@ -111,6 +126,8 @@ CANDIDATES: dict[str, tuple[Callable[[int, int, int], Calls], int | None]] = {
     "pvq table 2 bit": (table_code(2), None),
     "pvq table 3 bit": (table_code(3), None),
     "pvq table 4 bit": (table_code(4), None),
+    "pvq pyramid 3.25, fragments": (pyramid("fragments"), None),
+    "pvq pyramid 3.25, index": (pyramid("stored"), None),
     "torch int4": (int4pack, None),
     "torch fp8": (fp8, None),
     "bitsandbytes NF4": (bitsandbytes_nf4, None),

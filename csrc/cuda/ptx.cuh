@@ -5,6 +5,12 @@
 
 namespace pvq {
 
+// The dynamic shared memory of the block.
+__device__ __forceinline__ uint8_t* dynamic_shared() {
+  extern __shared__ __align__(1024) uint8_t bytes[];
+  return bytes;
+}
+
 __device__ __forceinline__ uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }

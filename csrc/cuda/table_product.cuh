@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #if __CUDA_ARCH__ >= 900
   using Shape = ProductShape<kBits>;
   using Chunk = typename Shape::Chunk;
-  extern __shared__ __align__(1024) uint8_t shared[];
+  uint8_t* const shared = dynamic_shared();
   check_first_address(shared);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const Activations& x = task.activations;

@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(WideShape<Operand, kTokenTiles>::kThreads, 1)
   using Shape = WideShape<Operand, kTokenTiles>;
   using Sum = typename Operand::Sum;
   constexpr int kDepth = Shape::kDepth, kColumns = Shape::kColumns;
-  extern __shared__ __align__(1024) uint8_t shared[];
+  uint8_t* const shared = dynamic_shared();
   check_first_address(shared);
   const int thread = threadIdx.x, lane = thread % 32;
   const int warp_row = thread / 32 % kWideWarps, warp_depth = thread / Shape::kRowThreads;

@@ -11,6 +11,7 @@ import torch  # noqa: F401  libtorch must be loaded before _C resolves its symbo
 
 from pvq import _C, _core, ops  # noqa: F401  registers torch.ops.pvq and its Python rules
 from pvq._core import build_info, count
+from pvq.calibration import calibration_tokens
 from pvq.checkpoint import save_checkpoint
 from pvq.config import PVQConfig
 from pvq.embedding import PVQEmbedding
@@ -20,6 +21,7 @@ from pvq.linear import PVQLinear
 from pvq.load import load
 from pvq.modules import prepare
 from pvq.quantize import quantize_model
+from pvq.rates import Sensitivity, allocate, measure_sensitivity
 from pvq.report import Report
 from pvq.tensor import PVQTensor, quantize_tensor
 
@@ -32,10 +34,14 @@ __all__ = [
     "PVQLinear",
     "PVQTensor",
     "Report",
+    "Sensitivity",
+    "allocate",
     "build_info",
+    "calibration_tokens",
     "count",
     "group_projections",
     "load",
+    "measure_sensitivity",
     "prepare",
     "quantize_model",
     "quantize_tensor",

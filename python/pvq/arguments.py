@@ -22,6 +22,19 @@ def check_int(name: str, value: object, low: int, high: int, why: str = "") -> N
         raise ValueError(f"{name} is {value}, expected {low} to {high}{reason}")
 
 
+def check_number(name: str, value: object, low: float, high: float) -> None:
+    """Refuses what is no number from ``low`` to ``high``.
+
+    Raises:
+        TypeError: if ``value`` is no number.
+        ValueError: if it is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} is {value!r}, expected a number from {low} to {high}")
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}, expected {low} to {high}")
+
+
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Refuses what is none of ``choices``.
 
@@ -40,3 +53,13 @@ def check_bits(bits: object) -> None:
     """
     if isinstance(bits, bool) or not isinstance(bits, int | float):
         raise TypeError(f"bits is {bits!r}, expected a number of bits a weight such as 3.25")
+
+
+def check_bool(name: str, value: object) -> None:
+    """Refuses what is neither true nor false.
+
+    Raises:
+        TypeError: naming it.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, expected True or False")

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedModel
 
-from pvq.report import Report, megabytes, model_card
+from pvq.report import Report, model_card
+from pvq.sizes import megabytes
 
 REPORT_FILE = "pvq_report.json"
 # What a model folder may hold besides weights and config.json, and a quantized model needs too.

@@ -34,16 +34,22 @@ class PVQConfig:
     ``code="pyramid"``, the default, reaches any rate. ``bits`` counts the index and the gain,
     ``round(bits * dim)`` bits a group; of all ways to share them out, the one with the least
     expected error on a Gaussian source is taken (:func:`pvq.codes.pyramid.expected_error`), or the
-    most pulses that fit if ``gain_bits`` is given. At ``dim=16``, 2.25, 3.25 and 4.25 bits give 14,
-    28 and 58 pulses with 1, 3 and 4 gain bits. Choices: ``dim``, ``pulses`` (instead of ``bits``),
+    most pulses that fit if ``gain_bits`` is given. At ``dim=16``, 2.25, 3.25 and 4.25 bits give 13,
+    28 and 58 pulses with 2, 3 and 4 gain bits. Choices: ``dim``, ``pulses`` (instead of ``bits``),
     ``gain_bits``, ``gain_law``, ``quality``; see :class:`pvq.codes.pyramid.PyramidCode`.
 
     ``code="table"`` has 2, 3 or 4 ``bits`` and no other choice; it is fast in its stored form. See
     :class:`pvq.codes.table.TableCode`.
 
+    To be compared with, stored and counted alike: ``code="uniform"`` (2 to 8 ``bits``, ``group``,
+    ``symmetric``, ``fit``; :class:`pvq.codes.uniform.UniformCode`), ``code="nf4"``
+    (``block_size``, ``double``; :class:`pvq.codes.nf4.NF4Code`) and ``code="higgs"`` (``p`` and
+    ``n`` or ``bits``, ``group``; :class:`pvq.codes.higgs.HiggsCode`).
+
     Attributes:
         code: the code with its choices, such as ``config.code.pulses``.
-        rotation: ``"hadamard"`` (randomised block Hadamard of the input dimension) or ``"none"``.
+        rotation: ``"hadamard"`` (randomised block Hadamard of the input dimension) or ``"none"``;
+            by default what the code is meant for, which is none for uniform and nf4.
         block: columns that one Hadamard block mixes; ``None`` chooses from the number of columns.
         seed: of the rotation's signs.
     """
@@ -58,7 +64,7 @@ class PVQConfig:
         bits: float | None = None,
         *,
         code: str = DEFAULT_CODE,
-        rotation: str = "hadamard",
+        rotation: str | None = None,
         block: int | None = None,
         seed: int = 0,
         **choices: Any,
@@ -67,7 +73,7 @@ class PVQConfig:
 
         Args:
             bits: bits a weight; 3.25 for the pyramid code when ``pulses`` is not given either.
-            code: ``"pyramid"`` or ``"table"``.
+            code: ``"pyramid"``, ``"table"``, ``"uniform"``, ``"nf4"`` or ``"higgs"``.
             rotation: see the class.
             block: see the class.
             seed: see the class.
@@ -77,7 +83,8 @@ class PVQConfig:
             ValueError: naming the argument, its value, what is possible and the way out.
             TypeError: if an argument has the wrong type.
         """
-        self._set(make_code(code, bits, choices), rotation, block, seed)
+        made = make_code(code, bits, choices)
+        self._set(made, made.rotation if rotation is None else rotation, block, seed)
 
     def _set(self, code: Code, rotation: str, block: int | None, seed: int) -> None:
         check_choice("rotation", rotation, ROTATIONS)
@@ -137,7 +144,8 @@ class PVQConfig:
         """A copy with some arguments of the constructor changed.
 
         ``bits`` asks the code for that rate; another ``code`` starts from its own defaults, at the
-        present rate unless ``bits`` or the choices say otherwise.
+        present rate unless ``bits`` or the choices say otherwise, and with its own rotation unless
+        that is given.
 
         Raises:
             ValueError: on an unknown name or a value that the constructor refuses.
@@ -152,6 +160,7 @@ class PVQConfig:
         else:
             bits = choices.pop("bits", None if choices else self.bits)
             code = make_code(name, bits, choices)
+            changes = {"rotation": code.rotation, **changes}
         if changes.get("rotation") == "none" and "block" not in changes:
             others["block"] = None
         others.update((key, value) for key, value in changes.items() if key in others)

@@ -96,7 +96,8 @@ def evaluate(
         ValueError: if the text has no whole window, the window does not fit the model's context, or
             the vocabularies differ.
     """
-    window = _checked_window(model, window)
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    window = checked_window(context, window)
     tokens = tokens[:max_tokens]
     count = len(tokens) // window
     if count == 0:
@@ -158,8 +159,12 @@ def _logits(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
     return logits[0, :-1]
 
 
-def _checked_window(model: PreTrainedModel, window: int | None) -> int:
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def checked_window(context: int | None, window: int | None) -> int:
+    """Tokens a window: ``window``, or the model's ``context`` where there is nothing against it.
+
+    Raises:
+        ValueError: if ``window`` does not fit.
+    """
     if window is None:
         return min(context or MAX_WINDOW, MAX_WINDOW)
     if window < 2 or (context is not None and window > context):

@@ -16,7 +16,14 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from pvq.integrity import Entry, shortened
 from pvq.modules import quantized_modules
 
-_SAFETENSORS_DTYPES = {torch.uint8: "U8", torch.bfloat16: "BF16"}
+_SAFETENSORS_DTYPES = {
+    torch.uint8: "U8",
+    torch.int16: "I16",
+    torch.int32: "I32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float32: "F32",
+}
 
 
 def check_tensors(model: PreTrainedModel, entries: Mapping[str, Entry]) -> None:

@@ -1,7 +1,7 @@
 """What quantization did to a model: a record for each layer, totals, JSON, and the model card."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from torch import nn
@@ -29,6 +29,11 @@ class LayerRecord:
         resident_nbytes: bytes in memory in that form.
         original_nbytes: bytes of the dense weight in its original dtype.
         seconds: time to quantize and check the layer.
+        rounding: name of the rounding method.
+        tokens: how many the layer saw in calibration; ``None`` without.
+        output_error: squared error of its outputs relative to their energy, on the inputs seen.
+        nearest_output_error: what rounding to the nearest points would have made of them.
+        refit: whether the row scales were refitted afterwards.
     """
 
     name: str
@@ -42,11 +47,28 @@ class LayerRecord:
     resident_nbytes: int
     original_nbytes: int
     seconds: float
+    rounding: str = "nearest"
+    tokens: int | None = None
+    output_error: float | None = None
+    nearest_output_error: float | None = None
+    refit: bool = False
 
     @property
     def weights(self) -> int:
         """Number of weights of the layer."""
         return self.shape[0] * self.shape[1]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, ready for JSON."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "shape": list(self.shape), "config": self.config.to_dict()}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "LayerRecord":
+        """Inverse of :meth:`to_dict`."""
+        rows, cols = stored["shape"]
+        config = PVQConfig.from_dict(stored["config"])
+        return cls(**{**stored, "shape": (rows, cols), "config": config})
 
 
 @dataclass(frozen=True)
@@ -58,12 +80,14 @@ class Report:
         layers: in the order of the model.
         left_dense: weight matrices that stayed as they were, and why.
         dense_nbytes: bytes of everything that is not codes (embeddings, norms, biases, ...).
+        rounding: name and settings of the rounding method.
     """
 
     config: PVQConfig
     layers: Sequence[LayerRecord]
     left_dense: Sequence[LeftDense]
     dense_nbytes: int
+    rounding: Mapping[str, Any] = field(default_factory=lambda: {"name": "nearest"})
 
     @property
     def weights(self) -> int:
@@ -102,6 +126,16 @@ class Report:
         return total / self.weights if self.weights else 0.0
 
     @property
+    def output_error(self) -> float | None:
+        """Mean of the calibrated layers' output errors; ``None`` without calibration."""
+        return _mean([layer.output_error for layer in self.layers])
+
+    @property
+    def nearest_output_error(self) -> float | None:
+        """What rounding to the nearest points would have made of it."""
+        return _mean([layer.nearest_output_error for layer in self.layers])
+
+    @property
     def seconds(self) -> float:
         """Time spent on all layers."""
         return sum(layer.seconds for layer in self.layers)
@@ -124,11 +158,14 @@ class Report:
         return {
             "build": _core.build_info(),
             "config": self.config.to_dict(),
+            "rounding": dict(self.rounding),
             "totals": {
                 "layers": len(self.layers),
                 "weights": self.weights,
                 "bits_per_weight": self.bits_per_weight,
                 "relative_error": self.relative_error,
+                "output_error": self.output_error,
+                "nearest_output_error": self.nearest_output_error,
                 "quantized_nbytes": self.quantized_nbytes,
                 "dense_nbytes": self.dense_nbytes,
                 "nbytes": self.nbytes,
@@ -136,22 +173,7 @@ class Report:
                 "original_nbytes": self.original_nbytes,
                 "seconds": self.seconds,
             },
-            "layers": [
-                {
-                    "name": layer.name,
-                    "kind": layer.kind,
-                    "shape": list(layer.shape),
-                    "config": layer.config.to_dict(),
-                    "relative_error": layer.relative_error,
-                    "bits_per_weight": layer.bits_per_weight,
-                    "nbytes": layer.nbytes,
-                    "layout": layer.layout,
-                    "resident_nbytes": layer.resident_nbytes,
-                    "original_nbytes": layer.original_nbytes,
-                    "seconds": layer.seconds,
-                }
-                for layer in self.layers
-            ],
+            "layers": [layer.to_dict() for layer in self.layers],
             "left_dense": [
                 {"name": left.name, "reason": left.reason, "nbytes": left.nbytes}
                 for left in self.left_dense
@@ -172,6 +194,12 @@ class Report:
             f"model           {megabytes(self.nbytes)}, was {megabytes(self.original_nbytes)}",
             f"in memory       {megabytes(self.resident_nbytes)}, layout {', '.join(layouts)}",
         ]
+        if self.output_error is not None:
+            lines.insert(
+                3,
+                f"output error    {self.output_error:.5f} with {self.rounding['name']}, "
+                f"{self.nearest_output_error:.5f} with the nearest points",
+            )
         if left:
             lines.append(f"left dense      {len(self.left_dense)}: {'; '.join(sorted(left))}")
         return "\n".join(lines)
@@ -191,6 +219,12 @@ class Report:
                 f"({layer.layout}) | {layer.relative_error:.5f} |"
             )
         return "\n".join(lines)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are there."""
+    present = [value for value in values if value is not None]
+    return sum(present) / len(present) if present else None
 
 
 def model_card(report: Report, base_model: str | None, license_name: str | None) -> str:
@@ -214,7 +248,7 @@ def model_card(report: Report, base_model: str | None, license_name: str | None)
 
 # {name}, {report.bits_per_weight:.2f} bits a weight
 
-{_describe(report.config)}
+{_describe(report.config, str(report.rounding["name"]))}
 
 ```python
 import pvq  # registers the format with transformers: without this line the weights are not read
@@ -237,11 +271,11 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 """
 
 
-def _describe(config: PVQConfig) -> str:
+def _describe(config: PVQConfig, rounding: str) -> str:
     rotation = "no rotation"
     if config.rotation == "hadamard":
         rotation = f"randomised Hadamard rotation with seed {config.seed}"
     return (
         f"Pyramid vector quantization with `pvq` {_core.build_info()['version']}: code "
-        f"{config.code.describe()}, {rotation}."
+        f"{config.code.describe()}, {rotation}, rounding {rounding}."
     )

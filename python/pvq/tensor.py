@@ -8,7 +8,8 @@ import torch
 from pvq.codes import Stored, empty_stored
 from pvq.config import PVQConfig
 from pvq.rounding import Rounding
-from pvq.rounding.nearest import nearest
+from pvq.rounding.hessian import Hessian
+from pvq.rounding.nearest import Nearest
 
 # Weights that are in float32 at one time: 64 MiB, so that a large layer needs no large copies.
 SLAB_WEIGHTS = 1 << 24
@@ -101,14 +102,20 @@ class PVQTensor:
 
 
 def quantize_tensor(
-    w: torch.Tensor, config: PVQConfig, *, rounding: Rounding = nearest
+    w: torch.Tensor,
+    config: PVQConfig,
+    *,
+    rounding: Rounding | None = None,
+    hessian: torch.Tensor | None = None,
 ) -> PVQTensor:
     """Quantizes a matrix, a slab of rows at a time, in float32 whatever its dtype.
 
     Args:
         w: [rows, cols], any floating-point dtype, any strides.
         config: how; its ``block`` is settled from the number of columns if it is not set.
-        rounding: the rounding method.
+        rounding: the rounding method; to the nearest point if not given.
+        hessian: [cols, cols], X^T X of inputs x [cols] that the matrix is multiplied with, on the
+            device of ``w``, for methods that ask for it; not rotated.
 
     Returns:
         The codes, on the device of ``w``. Rows of zeros decode to zeros.
@@ -116,7 +123,8 @@ def quantize_tensor(
     Raises:
         TypeError: if ``w`` is not a tensor of a floating-point dtype.
         ValueError: if it is not a matrix, has NaN or infinite values, or a number of columns that
-            the code or ``block`` does not fit; the text says what to do.
+            the code or ``block`` does not fit; or if the rounding method needs a Hessian and there
+            is none that is finite and positive definite; the text says what to do.
     """
     problem = unquantizable(w, config)
     if problem is not None:
@@ -125,12 +133,18 @@ def quantize_tensor(
         )
     rows, cols = w.shape
     config = config.for_cols(cols)
+    rounding = rounding or Nearest()
+    loss = None
+    if hessian is not None and rounding.needs_hessian:
+        if len(hessian) != cols:
+            raise ValueError(f"Hessian is of {len(hessian)} columns, the weight has {cols}")
+        loss = Hessian(hessian, config.hadamard_block, config.seed)
     stored = empty_stored(config.code, rows, cols, w.device)
     for slab in row_slabs(rows, cols):
         rotated = w[slab].detach().to(torch.float32, copy=True).contiguous()
         if config.hadamard_block and rotated.numel():
             torch.ops.pvq.hadamard_(rotated, config.hadamard_block, config.seed)
-        for name, codes in rounding(rotated, config.code).items():
+        for name, codes in rounding(rotated, config.code, loss).items():
             stored[name][slab] = codes
     return PVQTensor(stored, (rows, cols), config)
 

@@ -13,12 +13,13 @@ from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
-from pvq.cli import evaluate, generate, info, quantize
+from pvq.cli import compare, evaluate, generate, info, quantize, sensitivity
 
 _EPILOG = """\
 start here:
   pvq quantize MODEL OUT --bits 3.25           a dense checkpoint in, a quantized one out
   pvq eval OUT --text book.txt --against MODEL how much worse is it?
+  pvq compare MODEL --text book.txt            which code at which rate?
   pvq generate OUT --prompt "Once upon a time"
   pvq info OUT                                 rates and sizes;  pvq info: this installation
 
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (quantize, evaluate, generate, info):
+    for command in (quantize, evaluate, sensitivity, compare, generate, info):
         sub = commands.add_parser(
             command.NAME,
             help=command.HELP,

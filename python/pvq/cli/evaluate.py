@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pvq.cli.models import add_device, add_run_time, load_any, load_tokenizer
+from pvq.cli.models import add_device, add_run_time, load_any, load_tokenizer, read_text
 from pvq.evaluate import evaluate, tokenize
 
 NAME = "eval"
@@ -29,12 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Loads, tokenises, scores."""
-    try:
-        text = args.text.read_text(encoding="utf-8")
-    except OSError as error:
-        raise OSError(f"cannot read --text {args.text}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--text {args.text} is not UTF-8 text ({error.reason})") from error
+    text = read_text(args.text, "--text")
     model = load_any(args.model, args)
     reference = None if args.against is None else load_any(args.against, args)
     result = evaluate(

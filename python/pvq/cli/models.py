@@ -1,4 +1,4 @@
-"""What the commands share: which model, where, and its tokenizer."""
+"""What the commands share: which model, where, its tokenizer, and texts."""
 
 import argparse
 from pathlib import Path
@@ -79,6 +79,21 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder or hub name."""
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
     return tokenizer
+
+
+def read_text(file: Path, option: str) -> str:
+    """The content of a text file.
+
+    Raises:
+        OSError: naming ``option`` if it cannot be read.
+        ValueError: if it is not UTF-8.
+    """
+    try:
+        return file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise OSError(f"cannot read {option} {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{option} {file} is not UTF-8 text ({error.reason})") from error
 
 
 def check_exists(name: str) -> None:

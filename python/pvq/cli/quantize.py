@@ -1,19 +1,26 @@
-"""Quantize a dense checkpoint: every linear layer of the decoder, without calibration data."""
+"""Quantize a dense checkpoint: every linear layer of the decoder, with or without a text."""
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from pvq.calibration import DEFAULT_SAMPLES, MAX_LENGTH, calibration_tokens
 from pvq.checkpoint import new_folder, write_model
-from pvq.cli.models import add_device, check_exists, chosen_device
+from pvq.cli.choices import parsed_choices, parsed_named
+from pvq.cli.models import add_device, check_exists, chosen_device, load_tokenizer
 from pvq.codes.pyramid import GAIN_LAWS, PyramidCode
 from pvq.codes.registry import CODES
 from pvq.config import DEFAULT_CODE, ROTATIONS, PVQConfig
 from pvq.quantize import quantize_model
+from pvq.rates import Sensitivity, allocate
 from pvq.report import Report
+from pvq.rounding import Rounding
+from pvq.rounding.registry import ROUNDINGS, make_rounding
 from pvq.sizes import megabytes
 
 NAME = "quantize"
@@ -28,17 +35,26 @@ EPILOG = f"""\
 shares them out for the least error. At --dim 16:
 {_SETTINGS}
 --code table has --bits 2, 3 or 4, a byte for each group of weights, and is the fastest to run.
+--code outliers is the pyramid code of --bits with the --fraction of each row that it would hurt
+most kept apart, at 32 bits each; for --rotation none, as a rotation leaves no outliers.
 A 16-bit scale a row comes on top.
+To be compared with: --code uniform (--bits 2 to 8, --choice group=128 symmetric=true fit=minmax),
+--code nf4 (--choice block_size=64 double=false), --code higgs (--bits 3.25 --choice p=2).
+--rounding nearest needs no data. gptq and quantease fit each layer to what it gets from a text; an
+interrupted run goes on where it was when it is started again.
 Patterns are those of a shell and match full module names.
 
 examples:
   pvq quantize meta-llama/Llama-3.1-8B llama-3.25b --bits 3.25
+  pvq quantize ./model ./out --code uniform --bits 4 --choice group=64
   pvq quantize ./model ./out --code table --bits 2 --override '*.down_proj:bits=3'
   pvq quantize ./model ./out --bits 2.25 --override '*.down_proj:bits=3.25'
+  pvq quantize ./model ./out --budget 3.25bpw --sensitivity layers.json
+  pvq quantize ./model ./out --bits 3.25 --rounding gptq --calibration book.txt
   pvq quantize ./model ./out --skip '*.layers.0.*' --embeddings --head
 """
 
-_CHOICES = ("dim", "pulses", "gain_bits", "gain_law", "quality")  # of codes, as options
+_CHOICES = ("dim", "pulses", "gain_bits", "gain_law", "quality", "fraction")  # of codes, as options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +65,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--bits", type=float, help="bits a weight, such as 3.25 (default)")
     rate.add_argument("--pulses", type=int, help="K of the pyramid code, instead of --bits")
+    rate.add_argument(
+        "--budget",
+        metavar="RATE|SIZE",
+        help="bits a weight in the mean (3.25bpw) or bytes of the model (4.7GB), shared out over "
+        "the layers by --sensitivity",
+    )
+    parser.add_argument(
+        "--sensitivity", metavar="FILE", help="what pvq sensitivity measured, for --budget"
+    )
     parser.add_argument("--dim", type=int, help="group size D of the pyramid code (default 16)")
     parser.add_argument(
         "--gain-bits",
@@ -59,9 +84,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quality", type=int, help="search effort of the pyramid code, 0 to 2 (default 1)"
     )
-    parser.add_argument("--rotation", choices=ROTATIONS, default="hadamard", help="of the input")
+    parser.add_argument(
+        "--fraction", type=float, help="of each row that code outliers keeps apart (default 0.01)"
+    )
+    parser.add_argument(
+        "--choice",
+        action="append",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any choice of the code, such as group=64",
+    )
+    parser.add_argument(
+        "--rotation", choices=ROTATIONS, help="of the input (default: what the code is meant for)"
+    )
     parser.add_argument("--block", type=int, help="Hadamard block (default: from the layer)")
     parser.add_argument("--seed", type=int, default=0, help="of the rotation's signs")
+    parser.add_argument(
+        "--rounding",
+        default="nearest",
+        metavar="METHOD[:KEY=VALUE,...]",
+        help=f"how points are chosen: {', '.join(ROUNDINGS)}; settings such as gptq:damping=0.05",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="text file, or folder that datasets saved, for methods that need one",
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        default=DEFAULT_SAMPLES,
+        help=f"windows of the calibration text (default {DEFAULT_SAMPLES})",
+    )
+    parser.add_argument(
+        "--length",
+        type=int,
+        help=f"tokens a window (default: the model's context, at most {MAX_LENGTH})",
+    )
+    parser.add_argument(
+        "--refit",
+        action="store_true",
+        help="refit row scales where that improves a decoder layer (needs calibration)",
+    )
     parser.add_argument(
         "--skip", action="append", default=[], metavar="PATTERN", help="leave layers dense"
     )
@@ -93,24 +158,56 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             block=args.block,
             seed=args.seed,
             **{name: getattr(args, name) for name in _CHOICES if getattr(args, name) is not None},
+            **parsed_choices([text for texts in args.choice for text in texts], "--choice"),
         )
         overrides = _parsed_overrides(args.override, config)
-    except ValueError as error:
+        rounding = _parsed_rounding(args.rounding)
+    except (ValueError, TypeError) as error:
         args.parser.error(str(error))
+    calibrated = rounding.needs_hessian
+    if calibrated != (args.calibration is not None):
+        args.parser.error(
+            f"--rounding {rounding.name} "
+            + ("needs --calibration FILE" if calibrated else "takes no --calibration")
+        )
+    if args.refit and not calibrated:
+        args.parser.error(f"--refit needs calibration, which --rounding {rounding.name} does not")
+    if (args.budget is None) != (args.sensitivity is None):
+        args.parser.error("--budget and --sensitivity FILE go together: see pvq sensitivity")
+    sensitivity = None if args.sensitivity is None else Sensitivity.load(args.sensitivity)
     check_exists(args.model)
     with new_folder(args.out, overwrite=args.overwrite) as folder:
-        model = AutoModelForCausalLM.from_pretrained(args.model).to(chosen_device(args.device))
+        device = chosen_device(args.device)
+        model = AutoModelForCausalLM.from_pretrained(args.model)
+        if calibrated:  # layer by layer, so the device need not hold the model
+            tokens, work = _calibration(args, model), _work(args.out)
+        else:
+            model, tokens, work = model.to(device), None, None
+        what = {"skip": args.skip, "embeddings": args.embeddings, "head": args.head}
+        allocation = None
+        if sensitivity is not None:
+            allocation = allocate(
+                model, args.budget, sensitivity, config, overrides=overrides, **what
+            )
         report = quantize_model(
             model,
             config,
-            skip=args.skip,
-            overrides=overrides,
-            embeddings=args.embeddings,
-            head=args.head,
+            rounding=rounding,
+            calibration=tokens,
+            refit=args.refit,
+            device=device,
+            work=work,
+            overrides=overrides if allocation is None else allocation.overrides,
+            **what,
         )
         write_model(folder, model, report, source=args.model, max_shard_size=args.shard_size)
-    args.report = report
-    return {"out": str(args.out), **report.to_dict()}
+    shutil.rmtree(_work(args.out), ignore_errors=True)
+    args.report, args.allocation = report, allocation
+    result = {"out": str(args.out), **report.to_dict()}
+    if allocation is not None and sensitivity is not None:
+        errors = {layer.name: layer.relative_error for layer in report.layers}
+        result["predicted"] = {sensitivity.loss: sensitivity.predict(errors)}
+    return result
 
 
 def show(result: dict[str, Any], args: argparse.Namespace) -> str:
@@ -118,7 +215,31 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> str:
     report: Report = args.report
     on_disk = sum(path.stat().st_size for path in args.out.iterdir())
     table = f"{report.table()}\n\n" if args.layers else ""
-    return f"{table}{report.summary()}\nwritten         {result['out']}, {megabytes(on_disk)}"
+    budget = ""
+    if args.allocation is not None:
+        (loss, value) = next(iter(result["predicted"].items()))
+        budget = f"{args.allocation.summary()}\nfrom errors     {value:+.5f} {loss}\n"
+    return (
+        f"{table}{budget}{report.summary()}\nwritten         {result['out']}, {megabytes(on_disk)}"
+    )
+
+
+def _calibration(args: argparse.Namespace, model: PreTrainedModel) -> torch.Tensor:
+    """Token ids [samples, length] of the calibration text."""
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return calibration_tokens(
+        args.calibration,
+        load_tokenizer(args.model),
+        samples=args.samples,
+        length=args.length,
+        context=context,
+    )
+
+
+def _work(out: Path) -> Path:
+    """Where the layers of an unfinished run are kept, beside what it is going to write."""
+    target = out.absolute()
+    return target.with_name(f".{target.name}.work")
 
 
 def _parsed_overrides(texts: Sequence[str], config: PVQConfig) -> dict[str, dict[str, Any]]:
@@ -148,19 +269,10 @@ def _parsed_override(text: str) -> tuple[str, dict[str, Any]]:
     pattern, colon, assignments = text.rpartition(":")
     if not colon or not pattern:
         raise ValueError(f"--override {text!r}: expected PATTERN:KEY=VALUE[,KEY=VALUE...]")
-    changes: dict[str, Any] = {}
-    for assignment in assignments.split(","):
-        key, equals, value = assignment.partition("=")
-        if not equals:
-            raise ValueError(f"--override {text!r}: {assignment!r} is not KEY=VALUE")
-        changes[key.strip().replace("-", "_")] = _parsed_value(value.strip())
-    return pattern, changes
+    return pattern, parsed_choices(assignments.split(","), f"--override {text!r}")
 
 
-def _parsed_value(text: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def _parsed_rounding(text: str) -> Rounding:
+    """``METHOD[:KEY=VALUE,...]`` as a rounding method."""
+    name, settings = parsed_named(text, "--rounding")
+    return make_rounding(name, **settings)

@@ -4,6 +4,7 @@ A code is a frozen dataclass whose fields are its choices: the numbers that a ch
 for its tensors to be read again. :mod:`pvq.codes.registry` knows all codes by name.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -81,17 +82,100 @@ class GivesRows(Protocol):
         ...
 
 
+class Rounder(Protocol):
+    """A matrix on its way into a code, block of columns after block: what feedback methods ask.
+
+    Made by :meth:`Code.rounder`, which fixes what holds for whole rows, such as their scales.
+    Blocks may be rounded in any order, and again: the last rounding of a block counts.
+    """
+
+    step: int
+    """Columns that are rounded together; a divisor of the matrix's columns."""
+
+    def round(
+        self, w: torch.Tensor, first: int, metric: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Rounds the block that starts at column ``first``, a multiple of :attr:`step`.
+
+        Args:
+            w: [rows, step] float32, what the block should be; not changed.
+            first: its first column.
+            metric: [step, step] float32, symmetric positive definite: the error e of a row costs
+                e @ metric @ e; ``None`` for the squared error.
+
+        Returns:
+            [rows, step] float32, what the block's codes decode to: a point with a small cost, not
+            always the least one.
+        """
+        ...
+
+    def rescale(self, factor: torch.Tensor) -> torch.Tensor:
+        """Multiplies all scales of each row and keeps the codes.
+
+        Args:
+            factor: [rows] float32, positive; the products are rounded to the dtype stored.
+
+        Returns:
+            [rows, cols] float32, what all codes decode to afterwards.
+        """
+        ...
+
+    def stored(self) -> Stored:
+        """The stored form, after every block was rounded."""
+        ...
+
+
+@runtime_checkable
+class SparseRounder(Rounder, Protocol):
+    """A rounder of a code that keeps some weights apart from all blocks, a few in each row."""
+
+    def sparse(self) -> torch.Tensor:
+        """The part that is kept apart, [rows, cols] float32, zero nearly everywhere."""
+        ...
+
+    def set_sparse(self, w: torch.Tensor) -> torch.Tensor:
+        """Keeps the largest of ``w`` [rows, cols] apart, as many as a row can hold.
+
+        Returns:
+            [rows, cols] float32, what everything decodes to afterwards.
+        """
+        ...
+
+
 class Code(Protocol):
     """What layers, rounding methods and checkpoints ask of a code."""
 
     name: ClassVar[str]
     """As configurations, checkpoints and the command line call it."""
-    tensors: ClassVar[tuple[str, ...]]
-    """Names of the stored tensors."""
+    rotation: ClassVar[str]
+    """The rotation that it is meant for, which configurations take if they are not told."""
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of the stored tensors."""
+        ...
 
     @property
     def bits(self) -> float:
-        """Bits a weight, without the row scale."""
+        """Bits a weight as configurations ask for them, without any scales."""
+        ...
+
+    @property
+    def rate(self) -> float:
+        """Bits a weight with the scales of groups; without what there is once a row."""
+        ...
+
+    @classmethod
+    def ladder(cls, low: float, high: float, **choices: Any) -> Sequence["Code"]:
+        """The settings with some fixed choices and a rate from ``low`` to ``high``, in its order.
+
+        Raises:
+            ValueError: on a choice that this code does not have, or a value that it refuses.
+        """
+        ...
+
+    def family(self) -> dict[str, Any]:
+        """The choices that do not set the rate, as :meth:`ladder` takes them."""
         ...
 
     def replace(self, **changes: Any) -> "Code":
@@ -120,6 +204,10 @@ class Code(Protocol):
 
     def quantize(self, w: torch.Tensor) -> Stored:
         """The points nearest to the float32 matrix ``w`` [rows, cols], rotated already."""
+        ...
+
+    def rounder(self, w: torch.Tensor) -> Rounder:
+        """Starts to round the float32 matrix ``w`` [rows, cols], rotated already, in blocks."""
         ...
 
     def dequantize(

@@ -13,6 +13,7 @@ row_scale   bfloat16  [R]                           unit of the row's amplitudes
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from pvq.arguments import check_bits, check_choice, check_int
 from pvq.codes import Layout, RunTimeForm, Stored
 from pvq.codes.fragments import PlaneFragments
 from pvq.codes.planes import Planes
+from pvq.codes.pyramid_rounder import PyramidRounder
 from pvq.ops.code import packed_bytes
 
 MAX_DIM = 256
@@ -56,6 +58,7 @@ class PyramidCode:
     quality: int = 1
 
     name: ClassVar[str] = "pyramid"
+    rotation: ClassVar[str] = "hadamard"
     tensors: ClassVar[tuple[str, ...]] = ("index", "gain", "row_scale")
 
     def __post_init__(self) -> None:
@@ -102,6 +105,31 @@ class PyramidCode:
             pulses, gain_bits = _share_out(3.25 if bits is None else bits, dim, gain_bits)
         return cls(dim, pulses, 4 if gain_bits is None else gain_bits, gain_law, quality)
 
+    @classmethod
+    def ladder(
+        cls, low: float, high: float, *, dim: int = 16, **choices: Any
+    ) -> Sequence["PyramidCode"]:
+        """The codes with those choices at every rate from ``low`` to ``high`` that a dim has.
+
+        Rates are whole bits a group, ``1 / dim`` of a bit a weight apart; the range is cut to what
+        the choices reach. See :meth:`make` for these.
+        """
+        if "pulses" in choices:
+            every = [cls.make(None, dim=dim, **choices)]
+        else:
+            _check_dim(dim)
+            floor, ceiling = reach(dim, choices.get("gain_bits"))
+            groups = range(
+                math.ceil(max(low, floor) * dim), math.floor(min(high, ceiling) * dim) + 1
+            )
+            every = [cls.make(bits / dim, dim=dim, **choices) for bits in groups]
+        return [code for code in every if low <= code.rate <= high]
+
+    @property
+    def rate(self) -> float:
+        """Index and gain bits a weight, without the row scale."""
+        return self.bits
+
     @property
     def index_bits(self) -> int:
         """Bits of one index; one word beyond the pyramid's points names the zero group."""
@@ -111,6 +139,10 @@ class PyramidCode:
     def bits(self) -> float:
         """Index and gain bits a weight, without the row scale."""
         return (self.index_bits + self.gain_bits) / self.dim
+
+    def family(self) -> dict[str, Any]:
+        """The choices that do not set the rate, as :meth:`ladder` takes them."""
+        return {"dim": self.dim, "gain_law": self.gain_law, "quality": self.quality}
 
     def replace(self, **changes: Any) -> "PyramidCode":
         """The same with other choices.
@@ -159,6 +191,10 @@ class PyramidCode:
         )
         return {"index": index, "gain": gain, "row_scale": row_scale}
 
+    def rounder(self, w: torch.Tensor) -> PyramidRounder:
+        """Rounds ``w`` [rows, cols], rotated already, group after group."""
+        return PyramidRounder(w, self.quantize(w)["row_scale"], **self.choices())
+
     def dequantize(
         self,
         stored: Stored,
@@ -202,8 +238,7 @@ def _share_out(bits: float, dim: int, gain_bits: int | None) -> tuple[int, int]:
     """Pulses and gain bits of a rate; ``gain_bits`` is kept if it is given."""
     check_bits(bits)
     choices = range(MAX_GAIN_BITS + 1) if gain_bits is None else (gain_bits,)
-    low = (_core.index_bits(dim, 1) + choices[0]) / dim
-    high = (_core.index_bits(dim, MAX_PULSES) + choices[-1]) / dim
+    low, high = reach(dim, gain_bits)
     if not math.isfinite(bits) or not low <= bits <= high:
         given = "" if gain_bits is None else f" and gain_bits={gain_bits}"
         raise ValueError(
@@ -217,6 +252,13 @@ def _share_out(bits: float, dim: int, gain_bits: int | None) -> tuple[int, int]:
         if _core.index_bits(dim, 1) <= budget - gain
     ]
     return min(shares, key=lambda share: expected_error(dim, *share))
+
+
+def reach(dim: int, gain_bits: int | None) -> tuple[float, float]:
+    """The least and the greatest rate of a dim, of all gain bits or of those given."""
+    fewest, most = (0, MAX_GAIN_BITS) if gain_bits is None else (gain_bits, gain_bits)
+    low = (_core.index_bits(dim, 1) + fewest) / dim
+    return low, (_core.index_bits(dim, MAX_PULSES) + most) / dim
 
 
 def most_pulses(dim: int, index_bits: int, limit: int) -> int:

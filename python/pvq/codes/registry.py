@@ -5,11 +5,18 @@ from dataclasses import fields
 from typing import Any
 
 from pvq.codes import Code
+from pvq.codes.higgs import HiggsCode
+from pvq.codes.nf4 import NF4Code
+from pvq.codes.outliers import OutlierCode
 from pvq.codes.pyramid import PyramidCode
 from pvq.codes.table import TableCode
+from pvq.codes.uniform import UniformCode
 
-CODES: dict[str, type[PyramidCode] | type[TableCode]] = {
-    code.name: code for code in (PyramidCode, TableCode)
+AnyCode = type[PyramidCode | TableCode | OutlierCode | UniformCode | NF4Code | HiggsCode]
+
+CODES: dict[str, AnyCode] = {
+    code.name: code
+    for code in (PyramidCode, TableCode, OutlierCode, UniformCode, NF4Code, HiggsCode)
 }
 
 

@@ -14,6 +14,7 @@ row_scale   bfloat16  [R]               weight = row_scale * table[byte] (at 3 b
 csrc/core/table_codes.h defines the tables and the bits; :func:`pvq._core.code_table` returns them.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from pvq import _core
 from pvq.arguments import check_bits
 from pvq.codes import Layout, RunTimeForm, Stored
 from pvq.codes.table_fragments import TableFragments
+from pvq.codes.table_rounder import TableRounder
 
 WIDTHS = (2, 3, 4)
 STEP = 8  # columns come in multiples of it
@@ -39,6 +41,7 @@ class TableCode:
     bits: int
 
     name: ClassVar[str] = "table"
+    rotation: ClassVar[str] = "hadamard"
     tensors: ClassVar[tuple[str, ...]] = ("code", "row_scale")
 
     def __post_init__(self) -> None:
@@ -61,6 +64,20 @@ class TableCode:
         if bits is None:
             raise ValueError("code='table' needs bits: choose 2, 3 or 4")
         return cls(bits)  # type: ignore[arg-type]  # checked there
+
+    @classmethod
+    def ladder(cls, low: float, high: float, **choices: Any) -> Sequence["TableCode"]:
+        """The codes whose rate is from ``low`` to ``high``, in order of it; no other choices."""
+        return [cls.make(bits, **choices) for bits in WIDTHS if low <= bits <= high]
+
+    @property
+    def rate(self) -> float:
+        """Bits a weight without the row scale."""
+        return self.bits
+
+    def family(self) -> dict[str, Any]:
+        """The choices that do not set the rate, as :meth:`ladder` takes them."""
+        return {}
 
     def replace(self, **changes: Any) -> "TableCode":
         """The same with other choices."""
@@ -94,6 +111,10 @@ class TableCode:
         """The nearest points to ``w`` [rows, cols], with the row scale of least squared error."""
         code, row_scale = torch.ops.pvq.table_quantize(w, self.bits)
         return {"code": code, "row_scale": row_scale}
+
+    def rounder(self, w: torch.Tensor) -> TableRounder:
+        """Rounds ``w`` [rows, cols], rotated already, the weights of a byte at a time."""
+        return TableRounder(w, self.quantize(w)["row_scale"], bits=self.bits)
 
     def dequantize(
         self,

@@ -2,6 +2,7 @@
 
 from pvq.ops import (  # noqa: F401  register their rules
     code,
+    decoded,
     hadamard,
     matmul,
     planes_cuda,

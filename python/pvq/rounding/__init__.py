@@ -1,15 +1,58 @@
-"""The rounding column: which point of a code stands for a matrix, one file for each method."""
+"""The rounding column: which point of a code stands for a matrix, one file for each method.
 
-from typing import Protocol
+A method is a frozen dataclass whose fields are its settings; :mod:`pvq.rounding.registry` knows all
+of them by name. No checkpoint depends on them: they say how codes are chosen, not how they are
+read.
+"""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 
 from pvq.codes import Code, Stored
+from pvq.config import PVQConfig
+from pvq.rounding.hessian import Hessian
+
+
+@runtime_checkable
+class ScalesColumns(Protocol):
+    """A rounding method that wants columns scaled before it rounds, where inputs can be too."""
+
+    def column_scales(
+        self,
+        weights: Sequence[torch.Tensor],
+        configs: Sequence[PVQConfig],
+        hessian: torch.Tensor,
+    ) -> torch.Tensor | None:
+        """Powers of two [cols] float32 for all matrices with one input; ``None`` for none.
+
+        Args:
+            weights: [rows, cols] each, not rotated.
+            configs: how each is going to be quantized.
+            hessian: [cols, cols] float32, X^T X of their input, not rotated.
+        """
+        ...
 
 
 class Rounding(Protocol):
     """A rounding method: knows no code by name, only what :class:`pvq.codes.Code` offers."""
 
-    def __call__(self, w: torch.Tensor, code: Code) -> Stored:
-        """Rounds the rotated float32 matrix ``w`` [rows, cols] to ``code``."""
+    name: ClassVar[str]
+    """As the command line calls it."""
+    needs_hessian: ClassVar[bool]
+    """Whether it asks for the inputs of a layer."""
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __call__(self, w: torch.Tensor, code: Code, hessian: Hessian | None = None) -> Stored:
+        """Rounds a matrix.
+
+        Args:
+            w: [rows, cols] float32, rotated already.
+            code: to round it to.
+            hessian: of the loss in a row of ``w``, which has the same rotation.
+
+        Raises:
+            ValueError: if the method needs a Hessian and there is none, or it is singular.
+        """
         ...

@@ -1,0 +1,54 @@
+"""Quality against bits as a picture: a curve for each code and rounding method."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
+    """Draws KL divergence (logarithmic) against the stored bits a weight.
+
+    Args:
+        rows: of a :class:`pvq.compare.Comparison`; those with a problem are left out.
+        file: to write; its ending chooses the format, such as ``.png``, ``.svg`` or ``.pdf``.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+        ValueError: if no row has figures, or matplotlib does not know the format.
+        OSError: if the file cannot be written.
+    """
+    pyplot = import_pyplot()
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if "problem" not in row:
+            points = curves.setdefault(f"{row['code']} {row['method']}", [])
+            points.append((row["bits_per_weight"], row["kl_divergence"]))
+    if not curves:
+        raise ValueError("there is nothing to plot: no cell of the comparison could be run")
+    figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
+    for label, points in curves.items():
+        bits, divergence = zip(*sorted(set(points)), strict=True)
+        axes.plot(bits, divergence, marker="o", label=label)
+    axes.set_yscale("log")
+    axes.set_xlabel("bits a weight, everything stored")
+    axes.set_ylabel("KL divergence from the original, nats a token")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(file, dpi=150)
+    pyplot.close(figure)
+
+
+def import_pyplot() -> Any:
+    """matplotlib.pyplot, drawing to files only.
+
+    Raises:
+        ImportError: if matplotlib is not installed; the text says how to get it.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("a plot needs matplotlib: pip install 'pvq[plot]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot

@@ -1,0 +1,22 @@
+"""The rate column: how many bits each layer gets.
+
+For small independent errors a model's loss grows by the sum over layers of sensitivity times
+relative error, whatever the quantizer (the linearity theorem of arXiv 2411.17525), with a term for
+what codes do beyond noise:
+:mod:`pvq.rates.sensitivity` measures the sensitivities, :mod:`pvq.rates.allocate` spends a budget
+of bytes so that the sum is least.
+"""
+
+from pvq.rates.allocate import Allocation, allocate
+from pvq.rates.budget import Budget, parse_budget
+from pvq.rates.sensitivity import Sensitivity, measure_sensitivity, random_tokens
+
+__all__ = [
+    "Allocation",
+    "Budget",
+    "Sensitivity",
+    "allocate",
+    "measure_sensitivity",
+    "parse_budget",
+    "random_tokens",
+]

@@ -1,0 +1,117 @@
+// The instructions of csrc/cuda/ptx.cuh on the CPU, in whose place this file is read. The layouts
+// of the matrix fragments are those of the PTX manual, sections on mma.m16n8k8, k16 and k32.
+#pragma once
+
+#include "machine.h"
+
+namespace pvq {
+
+using emulation::self;
+using emulation::shared_at;
+
+inline uint8_t* dynamic_shared() { return self.block->shared.data() + emulation::kFirstAddress; }
+
+inline uint32_t shared_address(const void* p) {
+  return uint32_t(static_cast<const uint8_t*>(p) - self.block->shared.data());
+}
+
+inline uint32_t byte_permute(uint32_t low, uint32_t high, uint32_t selector) {
+  const uint64_t bytes = uint64_t(high) << 32 | low;
+  uint32_t r = 0;
+  for (int i = 0; i < 4; ++i) {
+    const unsigned s = selector >> (4 * i) & 15;
+    uint8_t byte = uint8_t(bytes >> (8 * (s & 7)));
+    if (s & 8) byte = byte & 0x80 ? 0xFF : 0;
+    r |= uint32_t(byte) << (8 * i);
+  }
+  return r;
+}
+
+inline uint32_t byte_signs(uint32_t word) { return byte_permute(word, 0, 0xBA98); }
+
+template <class T>
+T load_shared(uint32_t address) {
+  T v;
+  std::memcpy(&v, shared_at(address, sizeof(T)), sizeof(T));
+  return v;
+}
+inline uint32_t load_shared_word(uint32_t address) { return load_shared<uint32_t>(address); }
+inline uint2 load_shared_pair(uint32_t address) { return load_shared<uint2>(address); }
+inline uint4 load_shared_vector(uint32_t address) { return load_shared<uint4>(address); }
+
+// Copies are made as late as the program allows, when a wait asks for them.
+inline void copy_later(uint32_t to, const void* from, size_t bytes) {
+  shared_at(to, bytes);
+  if (uintptr_t(from) % bytes) std::abort();
+  self.copies.back().push_back({to, from, bytes});
+}
+inline void cp_async_16(uint32_t to, const void* from) { copy_later(to, from, 16); }
+inline void cp_async_8(uint32_t to, const void* from) { copy_later(to, from, 8); }
+inline void cp_async_commit() { self.copies.push_back({}); }
+template <int kPending>
+void cp_async_wait() {
+  while (int(self.copies.size()) - 1 > kPending) {
+    for (const emulation::Copy& copy : self.copies.front())
+      std::memcpy(shared_at(copy.to, copy.bytes), copy.from, copy.bytes);
+    self.copies.erase(self.copies.begin());
+  }
+}
+
+inline void wait_for_previous_kernel() {}
+inline void allow_next_kernel() {}
+inline unsigned load_acquire(const unsigned* p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+
+inline float max_or_nan(float a, float b) {
+  return std::isnan(a) || std::isnan(b) ? NAN : a > b ? a : b;
+}
+inline float reciprocal(float v) { return 1 / v; }
+
+constexpr uint32_t kTf32Mask = ~0x1FFFu;
+inline uint32_t to_tf32(float v) { return (__float_as_uint(v) + 0x1000) & kTf32Mask; }
+
+struct Operands {
+  uint32_t a[4], b[2];
+};
+
+// d[i] = c[i] + sum over k of a(row, k) b(k, column) for a 16 x kDepth by kDepth x 8 product whose
+// registers hold kPerWord values each; value(word, i) is value i of a word.
+template <int kDepth, int kPerWord, class T, class Value>
+void multiply(T (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const T (&c)[4],
+              Value value) {
+  const Operands mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
+  T sums[4];
+  emulation::among_lanes(mine, [&](const Operands* all) {
+    const int g = self.lane() / 4, t = self.lane() % 4;
+    for (int i = 0; i < 4; ++i) {
+      const int row = g + i / 2 * 8, column = 2 * t + i % 2;
+      sums[i] = c[i];
+      for (int k = 0; k < kDepth; ++k) {
+        const int half = k / (kDepth / 2), quarter = k % (kDepth / 2) / kPerWord,
+                  item = k % kPerWord;
+        sums[i] += value(all[row % 8 * 4 + quarter].a[row / 8 + 2 * half], item) *
+                   value(all[column * 4 + quarter].b[half], item);
+      }
+    }
+    return 0;
+  });
+  for (int i = 0; i < 4; ++i) d[i] = sums[i];
+}
+
+inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply<8, 1>(d, a, b0, b1, d,
+                 [](uint32_t word, int) { return __uint_as_float(word & kTf32Mask); });
+}
+inline void mma_float16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply<16, 2>(d, a, b0, b1, d, [](uint32_t word, int i) {
+    __half_raw raw;
+    raw.x = uint16_t(word >> (16 * i));
+    return __half2float(__half(raw));
+  });
+}
+inline void mma_int8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                     const int (&c)[4]) {
+  multiply<32, 4>(d, a, b0, b1, c,
+                  [](uint32_t word, int i) { return int(int8_t(word >> (8 * i))); });
+}
+
+}  // namespace pvq

@@ -1,0 +1,166 @@
+// A block of GPU threads on the CPU: a thread of the operating system for each, barriers between
+// them. Enough of CUDA to run the product kernels as they are, slowly, on small matrices.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <barrier>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <vector>
+
+// The CUDA headers have been read as host code; what follows them is the device's.
+#undef __CUDA_ARCH__
+#define __CUDA_ARCH__ 900
+#define __launch_bounds__(...)
+#define __grid_constant__
+#ifndef __forceinline__
+#define __forceinline__ inline
+#endif
+
+namespace emulation {
+
+constexpr uint32_t kFirstAddress = 1024, kEndAddress = 228 * 1024;  // of shared memory
+
+struct Warp {
+  std::barrier<> meeting{32};
+  alignas(16) uint8_t box[32][32];
+};
+
+struct Block {
+  explicit Block(int threads) : meeting(threads), warps(threads / 32) {
+    // Poisoned: what is read before it was written shows.
+    shared.assign(kEndAddress, 0xCD);
+  }
+  std::vector<uint8_t> shared;
+  std::barrier<> meeting;
+  std::vector<Warp> warps;
+};
+
+struct Copy {
+  uint32_t to;
+  const void* from;
+  size_t bytes;
+};
+
+struct Thread {
+  dim3 thread_index, block_index, grid_dim, block_dim;
+  Block* block = nullptr;
+  std::vector<std::vector<Copy>> copies{{}};  // the last group is open
+
+  int lane() const { return int(thread_index.x % 32); }
+  Warp& warp() const { return block->warps[thread_index.x / 32]; }
+};
+
+inline thread_local Thread self;
+
+inline uint8_t* shared_at(uint32_t address, size_t bytes) {
+  if (address < kFirstAddress || address + bytes > kEndAddress || address % bytes) std::abort();
+  return self.block->shared.data() + address;
+}
+
+// What every lane of the warp brings, as f sees it.
+template <class T, class F>
+auto among_lanes(const T& mine, F f) {
+  static_assert(sizeof(T) <= 32);
+  Warp& warp = self.warp();
+  std::memcpy(warp.box[self.lane()], &mine, sizeof(T));
+  warp.meeting.arrive_and_wait();
+  T all[32];
+  for (int lane = 0; lane < 32; ++lane) std::memcpy(&all[lane], warp.box[lane], sizeof(T));
+  warp.meeting.arrive_and_wait();
+  return f(all);
+}
+
+// Blocks of one grid row run together: those of a wide product wait for each other.
+inline void run_grid(dim3 grid, int threads, const std::function<void()>& kernel) {
+  for (unsigned y = 0; y < grid.y; ++y) {
+    std::vector<std::unique_ptr<Block>> blocks;
+    std::vector<std::thread> running;
+    for (unsigned x = 0; x < grid.x; ++x) {
+      blocks.push_back(std::make_unique<Block>(threads));
+      for (int t = 0; t < threads; ++t)
+        running.emplace_back([=, &kernel, block = blocks.back().get()] {
+          self.thread_index = dim3(unsigned(t));
+          self.block_index = dim3(x, y);
+          self.grid_dim = grid;
+          self.block_dim = dim3(unsigned(threads));
+          self.block = block;
+          kernel();
+        });
+    }
+    for (std::thread& t : running) t.join();
+  }
+}
+
+}  // namespace emulation
+
+#define threadIdx (emulation::self.thread_index)
+#define blockIdx (emulation::self.block_index)
+#define gridDim (emulation::self.grid_dim)
+#define blockDim (emulation::self.block_dim)
+
+template <class T>
+T min(T a, T b) {
+  return a < b ? a : b;
+}
+template <class T>
+T max(T a, T b) {
+  return a > b ? a : b;
+}
+template <class T>
+T __ldg(const T* p) {
+  return *p;
+}
+template <class T>
+T __ldcg(const T* p) {
+  return *p;
+}
+template <class T>
+void __stcg(T* p, T value) {
+  *p = value;
+}
+template <class T>
+T __shfl_sync(unsigned, T value, int from) {
+  return emulation::among_lanes(value, [&](const T* all) { return all[from & 31]; });
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int distance) {
+  return __shfl_sync(~0u, value, emulation::self.lane() ^ distance);
+}
+inline void __syncthreads() { emulation::self.block->meeting.arrive_and_wait(); }
+inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+inline void __nanosleep(unsigned) { std::this_thread::yield(); }
+inline unsigned atomicAdd(unsigned* p, unsigned n) {
+  return __atomic_fetch_add(p, n, __ATOMIC_SEQ_CST);
+}
+[[noreturn]] inline void __trap() { std::abort(); }
+
+inline int __popc(unsigned v) { return __builtin_popcount(v); }
+inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
+  return uint64_t((unsigned __int128)a * b >> 64);
+}
+inline int __dp4a(int a, int b, int c) {
+  for (int i = 0; i < 4; ++i) c += int8_t(a >> (8 * i)) * int8_t(b >> (8 * i));
+  return c;
+}
+inline float __uint_as_float(uint32_t bits) {
+  float v;
+  std::memcpy(&v, &bits, 4);
+  return v;
+}
+inline uint32_t __float_as_uint(float v) {
+  uint32_t bits;
+  std::memcpy(&bits, &v, 4);
+  return bits;
+}
+inline float __int_as_float(int bits) { return __uint_as_float(uint32_t(bits)); }
+inline float __fmaf_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
+inline float rsqrtf(float v) { return 1 / std::sqrt(v); }

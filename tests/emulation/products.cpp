@@ -1,0 +1,75 @@
+// Runs a product kernel of csrc/cuda on the CPU (machine.h):
+//
+//   products table ROWS COLS TOKENS BITS BLOCK SEED RESIDUAL PROCESSORS < operands > y
+//   products plane ROWS COLS TOKENS BITS BLOCK SEED GROUP PROCESSORS < operands > y
+//
+// operands: fragments, row_scale [ROWS] bfloat16, x [TOKENS, COLS] float16; y [TOKENS, ROWS]
+// float16.
+#include <cstdio>
+#include <string>
+
+#include "cuda/plane_matmul.h"
+#include "cuda/product_task.h"
+#include "cuda/table_matmul.h"
+#include "machine.h"
+
+namespace {
+
+pvq::DeviceLimits limits{0, 227 * 1024, 9};
+
+struct Memory {
+  explicit Memory(int64_t bytes) : size(size_t(bytes)) {
+    at = static_cast<uint8_t*>(std::aligned_alloc(256, (size + 256) / 256 * 256));
+    std::memset(at, 0xEE, size);  // what nobody writes shows
+  }
+  static Memory read(int64_t bytes) {
+    Memory m(bytes);
+    if (std::fread(m.at, 1, m.size, stdin) != m.size) std::abort();
+    return m;
+  }
+  size_t size;
+  uint8_t* at;
+};
+
+}  // namespace
+
+namespace pvq {
+const DeviceLimits& device_limits() { return limits; }
+}  // namespace pvq
+
+int main(int, char** argv) {
+  const bool plane = std::string(argv[1]) == "plane";
+  const int64_t rows = std::atoi(argv[2]), cols = std::atoi(argv[3]);
+  const int tokens = std::atoi(argv[4]), bits = std::atoi(argv[5]), block = std::atoi(argv[6]);
+  const auto seed = uint64_t(std::atoi(argv[7]));
+  const int option = std::atoi(argv[8]);
+  limits.multiprocessors = std::atoi(argv[9]);
+
+  const int64_t chunks = pvq::tiles_of(rows) * (cols / pvq::kChunkCols);
+  const Memory fragments = Memory::read(plane ? chunks * pvq::plane_chunk_bytes(bits, option)
+                                              : pvq::table_fragment_bytes(rows, cols, bits));
+  const Memory row_scale = Memory::read(rows * 2), x = Memory::read(tokens * cols * 2);
+  const Memory y(tokens * rows * 2);
+  const auto run = [&](auto task, auto workspace_bytes, auto product) {
+    task.fragments = fragments.at;
+    task.row_scale = reinterpret_cast<const uint16_t*>(row_scale.at);
+    task.x = x.at, task.y = y.at;
+    task.rows = rows, task.cols = cols, task.tokens = tokens;
+    task.bits = bits, task.block = block, task.seed = seed;
+    task.type = pvq::FloatType::kFloat16;
+    task.workspace = Memory(workspace_bytes(task)).at;
+    return product(task, nullptr);
+  };
+  int error;
+  if (plane) {
+    pvq::PlaneProduct task{};
+    task.group = option;
+    error = run(task, pvq::plane_product_workspace, pvq::plane_product_cuda);
+  } else {
+    pvq::TableProduct task{};
+    task.residual = option != 0;
+    error = run(task, pvq::table_product_workspace, pvq::table_product_cuda);
+  }
+  std::fwrite(y.at, 1, y.size, stdout);
+  return error;
+}

@@ -1,0 +1,155 @@
+"""The GPU products on the CPU: their kernels, compiled as C++ over tests/emulation.
+
+They run as they are but for the instructions that only a GPU has, so that indexing, barriers, and
+the order of asynchronous copies are tested where there is no GPU too.
+"""
+
+import os
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_plane_fragments import random_planes
+from test_table_matmul_cuda import activations, random_code, relative_error, rotate
+
+from pvq.codes.fragments import pack_planes
+
+ROOT = Path(__file__).parents[1]
+SOURCES = (
+    "activations", "plane_matmul", "plane_wide_4", "plane_wide_6", "plane_wide_8", "table_matmul",
+    "table_product_2", "table_product_3", "table_product_4", "table_wide_2", "table_wide_3",
+    "table_wide_4", "wide_workspace",
+)  # fmt: skip
+
+
+def cuda_headers() -> Path | None:
+    """The folder of cuda_runtime.h: the toolkit's, asked from nvcc."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return None
+    dry = subprocess.run([nvcc, "--dryrun", "x.cu"], capture_output=True, text=True, check=False)
+    tops = [line.split("=", 1)[1] for line in dry.stderr.splitlines() if "#$ TOP=" in line]
+    places = ("targets/x86_64-linux/include", "include")
+    folders = [Path(top) / place for top in tops for place in places]
+    return next((folder for folder in folders if (folder / "cuda_runtime.h").exists()), None)
+
+
+@pytest.fixture(scope="module")
+def products(tmp_path_factory):
+    """The program of tests/emulation/products.cpp."""
+    headers, compiler = cuda_headers(), shutil.which("g++")
+    if headers is None or compiler is None:
+        pytest.skip("needs the headers of the CUDA toolkit and g++")
+    folder = tmp_path_factory.mktemp("emulation")
+    flags = [
+        "-std=c++20", "-O1", "-w", "-fno-strict-aliasing", "-include", "machine.h",
+        f"-I{ROOT}/tests/emulation", f"-I{ROOT}/csrc", "-isystem", str(headers),
+    ]  # fmt: skip
+
+    def compile_one(name: str) -> None:
+        source = ROOT / "csrc/cuda" / f"{name}.cu"
+        command = [compiler, *flags, "-x", "c++", "-c", str(source), "-o", f"{folder}/{name}.o"]
+        subprocess.run(command, check=True)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(compile_one, SOURCES))
+    objects = [f"{folder}/{name}.o" for name in SOURCES]
+    program = folder / "products"
+    main = str(ROOT / "tests/emulation/products.cpp")
+    subprocess.run([compiler, *flags, main, *objects, "-pthread", "-o", str(program)], check=True)
+    return program
+
+
+def run(program, kind, fragments, row_scale, x, bits, block, option, processors):
+    tokens, cols = x.shape
+    rows = len(row_scale)
+    numbers = (rows, cols, tokens, bits, block, 5, int(option), processors)
+    operands = b"".join(
+        t.contiguous().view(torch.uint8).numpy().tobytes() for t in (fragments, row_scale, x)
+    )
+    done = subprocess.run(
+        [str(program), kind, *map(str, numbers)], input=operands, capture_output=True, check=True
+    )
+    y = np.frombuffer(done.stdout, dtype=np.float16).reshape(tokens, rows)
+    return torch.from_numpy(y.copy())
+
+
+def table_fragments(code, table, bits):
+    """csrc/cuda/table_decode.cuh, a byte at a time."""
+    rows, tiles, chunks = len(code), -(-len(code) // 16), code.shape[1] * 8 // bits // 128
+    cols, per_byte = chunks * 128, 2 if bits == 4 else 4
+    padded = np.zeros((tiles * 16, code.shape[1]), dtype=np.uint8)
+    padded[:rows] = code.numpy()
+    out = np.zeros((tiles, chunks, 2048 * bits // 8), dtype=np.uint8)
+    for row in range(tiles * 16):
+        for col in range(0, cols, per_byte):
+            lane = (row & 7) * 4 + col % 128 // 32
+            step, reg, item = col % 32 // 8, col % 8 // 4 * 2 + row % 16 // 8, col % 4
+            chunk = out[row // 16, col // 128]
+            if bits == 4:
+                chunk[step // 2 * 512 + lane * 16 + step % 2 * 8 + reg * 2 + item // 2] = padded[
+                    row, col // 2
+                ]
+                continue
+            chunk[lane * 16 + step * 4 + reg] = padded[row, col // 4]
+            if bits == 3:
+                for i in range(4):
+                    sign = padded[row, cols // 4 + (col + i) // 8] >> ((col + i) % 8) & 1
+                    byte = 512 + lane * 8 + step // 2 * 4 + i
+                    chunk[byte] |= sign << (7 - 4 * (step & 1) - reg)
+    words = np.zeros((256, 4), dtype=np.int8)
+    words[:, : table.shape[1]] = table.numpy()
+    return torch.from_numpy(np.concatenate([words.view(np.uint8).ravel(), out.ravel()]))
+
+
+# Rows, columns, tokens, block, processors: one launch and two, narrow and wide, groups that are cut
+# between two and more blocks, whole groups between them, tokens and rows that fill no group.
+TABLE_CASES = [
+    (40, 256, 1, 128, 3), (20, 1280, 2, 0, 2), (300, 1024, 2, 1024, 3), (100, 512, 5, 256, 3),
+    (40, 256, 12, 128, 3), (300, 640, 20, 0, 5), (700, 384, 9, 128, 4), (530, 256, 70, 256, 7),
+    (16, 128, 33, 64, 132),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize(("rows", "cols", "tokens", "block", "processors"), TABLE_CASES)
+def test_table_products(products, bits, residual, rows, cols, tokens, block, processors):
+    code, table, scale, w = random_code(rows, cols, bits, seed=rows)
+    x = activations(tokens, cols)
+    fragments = table_fragments(code, table, bits)
+    found = run(products, "table", fragments, scale, x, bits, block, residual, processors)
+    expected = rotate(x.double(), block, 5) @ w.T
+    assert relative_error(found, expected) < (1e-3 if residual else 1e-2)
+
+
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("group", [8, 16])
+@pytest.mark.parametrize(
+    ("rows", "cols", "tokens", "block", "processors"),
+    [(40, 256, 1, 128, 3), (530, 512, 12, 512, 5), (300, 640, 8, 0, 4), (700, 256, 70, 256, 7)],
+)
+def test_plane_products(products, bits, group, rows, cols, tokens, block, processors):
+    y, scale = random_planes(rows, cols, bits, group, seed=rows)
+    row_scale = (torch.randn(rows, generator=torch.Generator().manual_seed(1)) / 64).bfloat16()
+    w = y.double() * scale.double().repeat_interleave(group, 1) * row_scale.double()[:, None]
+    x = activations(tokens, cols)
+    fragments = pack_planes(y, scale, bits)
+    found = run(products, "plane", fragments, row_scale, x, bits, block, group, processors)
+    assert relative_error(found, rotate(x.double(), block, 5) @ w.T) < 1e-3
+
+
+def test_what_is_not_finite_stays_so(products):
+    code, table, scale, _ = random_code(64, 512, 2)
+    for poison in (float("nan"), float("inf")):
+        for tokens in (2, 12):
+            x = activations(tokens, 512)
+            x[-1, 300] = poison
+            fragments = table_fragments(code, table, 2)
+            y = run(products, "table", fragments, scale, x, 2, 256, False, 3)
+            assert not y[-1].isfinite().any()
+            assert y[:-1].isfinite().all()
