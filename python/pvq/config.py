@@ -41,6 +41,9 @@ class PVQConfig:
     ``code="table"`` has 2, 3 or 4 ``bits`` and no other choice; it is fast in its stored form. See
     :class:`pvq.codes.table.TableCode`.
 
+    ``code="outliers"`` keeps a ``fraction`` of each row apart from an ``inner`` code, to which
+    ``bits`` goes; see :class:`pvq.codes.outliers.OutlierCode`.
+
     Attributes:
         code: the code with its choices, such as ``config.code.pulses``.
         rotation: ``"hadamard"`` (randomised block Hadamard of the input dimension) or ``"none"``.
@@ -67,7 +70,7 @@ class PVQConfig:
 
         Args:
             bits: bits a weight; 3.25 for the pyramid code when ``pulses`` is not given either.
-            code: ``"pyramid"`` or ``"table"``.
+            code: ``"pyramid"``, ``"table"`` or ``"outliers"``.
             rotation: see the class.
             block: see the class.
             seed: see the class.
