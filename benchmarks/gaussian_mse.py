@@ -1,4 +1,4 @@
-"""Error of the codes on a unit Gaussian source, beside the Shannon bound and scalar codes.
+"""Error of the codes on a unit Gaussian source, beside the Shannon bound and other codes.
 
     python benchmarks/gaussian_mse.py [--rows 256] [--cols 4096] [--json FILE]
 
@@ -14,7 +14,6 @@ import json
 import sys
 from pathlib import Path
 
-import scalar_baselines
 import torch
 
 import pvq
@@ -22,6 +21,15 @@ import pvq
 DIMS = (8, 16, 32, 64, 128)
 RATES = (1.0, 1.5, 2.0, 2.25, 2.5, 3.0, 3.25, 3.5, 4.0, 4.25)
 TABLE_WIDTHS = (2, 3, 4)
+PEERS = (
+    *((f"Lloyd-Max scalar, {n} levels", {"code": "higgs", "p": 1, "n": n}) for n in (2, 4, 8, 16)),
+    *((f"HIGGS p=2, n={n}", {"code": "higgs", "p": 2, "n": n}) for n in (16, 64, 256)),
+    *((f"HIGGS p=4, n={n}", {"code": "higgs", "p": 4, "n": n}) for n in (16, 256)),
+    *((f"uniform {bits} bits, groups of 128", {"code": "uniform", "bits": bits})
+      for bits in (2, 3, 4)),
+    ("NF4, blocks of 64", {"code": "nf4", "double": False}),
+    ("NF4, double quantization", {"code": "nf4"}),
+)  # fmt: skip
 # name, configuration, largest error allowed
 FIGURES = (
     ("D=16 K=27, 4 gain bits", {"dim": 16, "pulses": 27, "gain_bits": 4}, 0.0195),
@@ -79,9 +87,8 @@ def main() -> int:
     for width in TABLE_WIDTHS:
         config = pvq.PVQConfig(width, code="table", rotation="none")
         add(measure_code(w, f"pvq table {width}", config))
-    for count in (2, 4, 8, 16):
-        add(measure(f"Lloyd-Max scalar, {count} levels", w, *scalar_baselines.lloyd_max(w, count)))
-    add(measure("NF4, blocks of 64", w, *scalar_baselines.nf4(w)))
+    for name, choices in PEERS:
+        add(measure_code(w, name, pvq.PVQConfig(**choices, rotation="none")))
 
     missed = 0
     for name, choices, bound in FIGURES:

@@ -308,7 +308,7 @@ def test_command_line(tmp_path, books, capsys):
         (["--codes", "octree"], "code is 'octree'"),
         (["--codes", "uniform:group"], "'group' is not KEY=VALUE"),
         (["--codes", "uniform:group=0"], "group is 0"),
-        (["--methods", "magic"], "rounding is .magic."),
+        (["--methods", "magic"], "rounding is 'magic'"),
     ],
 )
 def test_command_line_refuses(capsys, arguments, text):

@@ -8,7 +8,7 @@ import reference
 import torch
 
 from pvq import _core
-from pvq.codes.bitstream import pack_bits
+from pvq.codes.bits import pack
 from pvq.codes.pyramid import PyramidCode
 from pvq.codes.table import TableCode
 
@@ -150,7 +150,7 @@ def test_packed_bits_are_a_little_endian_stream():
     for width in range(9):
         for count in (0, 1, 7, 8, 13):
             fields = rng.integers(0, 1 << width, (3, count)).astype(np.uint8)
-            packed = pack_bits(torch.from_numpy(fields), width)
+            packed = pack(torch.from_numpy(fields), width)
             assert packed.shape == (3, (count * width + 7) // 8)
             for row, expected in zip(packed.numpy(), fields.tolist(), strict=True):
                 assert np.array_equal(row, reference.pack(expected, width) if width else row)

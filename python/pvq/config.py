@@ -41,6 +41,9 @@ class PVQConfig:
     ``code="table"`` has 2, 3 or 4 ``bits`` and no other choice; it is fast in its stored form. See
     :class:`pvq.codes.table.TableCode`.
 
+    ``code="outliers"`` keeps a ``fraction`` of each row apart from an ``inner`` code, to which
+    ``bits`` goes; see :class:`pvq.codes.outliers.OutlierCode`.
+
     To be compared with, stored and counted alike: ``code="uniform"`` (2 to 8 ``bits``, ``group``,
     ``symmetric``, ``fit``; :class:`pvq.codes.uniform.UniformCode`), ``code="nf4"``
     (``block_size``, ``double``; :class:`pvq.codes.nf4.NF4Code`) and ``code="higgs"`` (``p`` and
@@ -73,7 +76,7 @@ class PVQConfig:
 
         Args:
             bits: bits a weight; 3.25 for the pyramid code when ``pulses`` is not given either.
-            code: ``"pyramid"``, ``"table"``, ``"uniform"``, ``"nf4"`` or ``"higgs"``.
+            code: ``"pyramid"``, ``"table"``, ``"outliers"``, ``"uniform"``, ``"nf4"`` or ``"higgs"``.
             rotation: see the class.
             block: see the class.
             seed: see the class.

@@ -93,6 +93,8 @@ class _Run:
         self.changed: dict[str, Tensor] = {}  # its dense parameters that are not as they were
         self.refitted: dict[str, Finished] = {}  # what its layers would be with other row scales
         self.dense_outputs: list[Tensor] = []  # of the unit, before the first layer was replaced
+        self.unseen: list[str] = []  # layers without any input
+        self.few: list[str] = []  # layers with too few, and how many they saw
 
     def restore(self, unit: str, names: list[str]) -> bool:
         """Takes the layers of a unit from the work folder, if they are there."""
@@ -135,17 +137,18 @@ class _Run:
     ) -> None:
         """Quantizes a layer."""
         rounding = self.rounding if statistics is not None else Nearest()
-        layer = on_device(
-            device,
-            lambda where: quantize_layer(target, rounding, statistics, where),
-            target.name,
-        )
-        if self.dense_outputs and statistics is not None:
-            here = layer.codes.device
-            weight, hessian = target.module.weight.to(here), statistics.hessian.to(here)
-            other = refit_rows(layer, weight, hessian)
-            if other is not None:
-                self.refitted[target.name] = other
+        refit = bool(self.dense_outputs) and statistics is not None
+
+        def quantize_on(where: torch.device) -> tuple[Finished, Finished | None]:
+            layer = quantize_layer(target, rounding, statistics, where)
+            if not refit or statistics is None:
+                return layer, None
+            weight = target.module.weight.detach().to(where)
+            return layer, refit_rows(layer, weight, statistics.hessian.to(where))
+
+        layer, other = on_device(device, quantize_on, target.name)
+        if other is not None:
+            self.refitted[target.name] = other
         self.stand_in(layer)
 
     def output_error(self, stage: Stage) -> float:
@@ -227,42 +230,49 @@ class _Run:
         training = {name for name, module in self.model.named_modules() if module.training}
         self.model.eval()
         device = self.device or next(self.model.parameters()).device
-        unseen: list[str] = []
-        few: list[str] = []
-        with torch.no_grad():
-            for stage in walk(
-                self.model, names, samples, device=device, restore=self.restore, leave=self.leave
-            ):
-                if self.refit and not self.dense_outputs and stage.probe is not None:
-                    count = min(_JUDGES, stage.samples)
-                    self.dense_outputs = [stage.probe(number) for number in range(count)]
-                self.scale_columns(stage)
-                for name in stage.names:
-                    statistics = stage.statistics.get(name)
-                    target = self.targets[name]
-                    if statistics is None or not statistics.hessian.diagonal().any():
-                        unseen.append(name)
-                        statistics = None
-                    elif statistics.tokens < target.module.weight.shape[1]:
-                        few.append(f"{name} ({statistics.tokens})")
-                    self.quantize(target, statistics, stage.device)
-                if stage.last and self.refitted:
-                    self.choose_refits(stage)
-                if stage.last:
-                    self.keep(stage.unit)
-        for name, module in self.model.named_modules():
-            module.training = name in training
-        if unseen:
+        try:
+            with torch.no_grad():
+                for stage in walk(
+                    *(self.model, names, samples),
+                    device=device,
+                    restore=self.restore,
+                    leave=self.leave,
+                ):
+                    self.quantize_stage(stage)
+        finally:
+            for name, module in self.model.named_modules():
+                module.training = name in training
+        if self.unseen:
             warnings.warn(
-                f"calibration never reached {_listed(unseen)}: rounded to the nearest points",
+                f"calibration never reached {_listed(self.unseen)}: rounded to the nearest points",
                 stacklevel=2,
             )
-        if few:
+        if self.few:
             warnings.warn(
-                f"{_listed(few)} saw fewer tokens than the weight has columns, too few to tell "
-                "which errors matter: use more calibration text",
+                f"{_listed(self.few)} saw fewer tokens than the weight has columns, too few to "
+                "tell which errors matter: use more calibration text",
                 stacklevel=2,
             )
+
+    def quantize_stage(self, stage: Stage) -> None:
+        """Quantizes the layers of a stage."""
+        if self.refit and not self.dense_outputs and stage.probe is not None:
+            count = min(_JUDGES, stage.samples)
+            self.dense_outputs = [stage.probe(number) for number in range(count)]
+        self.scale_columns(stage)
+        for name in stage.names:
+            statistics = stage.statistics.get(name)
+            target = self.targets[name]
+            if statistics is None or not statistics.hessian.diagonal().any():
+                self.unseen.append(name)
+                statistics = None
+            elif statistics.tokens < target.module.weight.shape[1]:
+                self.few.append(f"{name} ({statistics.tokens})")
+            self.quantize(target, statistics, stage.device)
+        if stage.last:
+            if self.refitted:
+                self.choose_refits(stage)
+            self.keep(stage.unit)
 
 
 def place(model: nn.Module, target: Target, codes: PVQTensor) -> None:

@@ -46,7 +46,8 @@ class Stage:
         device: where to compute.
         last: whether this completes the unit.
         layer: the decoder layer; ``None`` if the unit is the model.
-        probe: the layer's output on a sample of that number, with its weights as they are.
+        probe: the layer's output on a sample of that number, with its weights as they are, float32
+            on the CPU.
         samples: how many there are to probe with.
     """
 
@@ -224,7 +225,7 @@ def _walk_layer(
 def _probe(
     layer: nn.Module, hidden: Sequence[Tensor], call: LayerCall, where: torch.device, number: int
 ) -> Tensor:
-    return run_layer(layer, hidden[number], call, where)
+    return run_layer(layer, hidden[number], call, where).to("cpu", torch.float32)
 
 
 def _advance(

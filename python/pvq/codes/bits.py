@@ -15,7 +15,7 @@ def pack(numbers: torch.Tensor, width: int) -> torch.Tensor:
 
     Args:
         numbers: not checked.
-        width: bits of each, 1 to 56.
+        width: bits of each, 0 to 56.
 
     Returns:
         uint8 [rows, ceil(count * width / 8)]; the bits that remain are zero.

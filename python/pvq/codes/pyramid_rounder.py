@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pvq import _core
 from pvq.codes import Stored
-from pvq.codes.bitstream import pack_bits
+from pvq.codes.bits import pack
 
 # Moves of one pulse in the metric. Most rows need none or one; the fifth changes one in a thousand.
 _MOVES = 4
@@ -88,7 +88,7 @@ class PyramidRounder:
         """The stored form."""
         return {
             "index": torch.ops.pvq.encode(self._y, self._pulses),
-            "gain": pack_bits(self._gain, self._gain_bits),
+            "gain": pack(self._gain, self._gain_bits),
             "row_scale": self._row_scale,
         }
 

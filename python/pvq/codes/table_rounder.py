@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pvq import _core
 from pvq.codes import Stored
-from pvq.codes.bitstream import pack_bits
+from pvq.codes.bits import pack
 
 
 class TableRounder:
@@ -69,7 +69,7 @@ class TableRounder:
         """The stored form."""
         code = self._code
         if self._signs_apart:
-            code = torch.cat([code, pack_bits(self._negative, 1)], 1)
+            code = torch.cat([code, pack(self._negative, 1)], 1)
         return {"code": code, "row_scale": self._row_scale}
 
     def _sign_patterns(self, w: Tensor) -> list[Tensor]:

@@ -193,9 +193,8 @@ def allocate(
 @functools.cache
 def gaussian_error(config: PVQConfig, cols: int) -> float:
     """Relative squared error of a setting on Gaussian rows of ``cols`` weights."""
-    w = torch.randn(
-        max(1, _SAMPLE_WEIGHTS // cols), cols, generator=torch.Generator().manual_seed(0)
-    )
+    rows = max(1, _SAMPLE_WEIGHTS // max(1, cols))
+    w = torch.randn(rows, cols, generator=torch.Generator().manual_seed(0))
     # Gaussian weights have the same law after a rotation, and are quicker without.
     return quantize_tensor(w, config.replace(rotation="none", seed=0)).relative_error(w)
 
