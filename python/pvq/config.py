@@ -76,7 +76,7 @@ class PVQConfig:
 
         Args:
             bits: bits a weight; 3.25 for the pyramid code when ``pulses`` is not given either.
-            code: ``"pyramid"``, ``"table"``, ``"outliers"``, ``"uniform"``, ``"nf4"`` or ``"higgs"``.
+            code: name of a code, see the class.
             rotation: see the class.
             block: see the class.
             seed: see the class.
