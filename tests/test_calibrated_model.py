@@ -86,7 +86,7 @@ def test_a_calibrated_model_holds_codes_only_and_is_as_it_was(small_llama, sampl
         rounding="gptq", calibration=samples, embeddings=True, head=True, progress=False,
     )  # fmt: skip
     assert sum(isinstance(module, PVQLinear) for module in model.modules()) == 14
-    assert {layer.layout for layer in model.modules() if isinstance(layer, PVQLinear)} == {"index"}
+    assert {layer.layout for layer in model.modules() if isinstance(layer, PVQLinear)} == {"stored"}
     assert report.layers[0].kind == "embedding"
     assert report.layers[0].rounding == "nearest"
     assert model.model.layers[0].mlp.up_proj.training
