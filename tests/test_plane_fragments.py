@@ -6,8 +6,8 @@ import torch
 from test_table_matmul_cuda import activations, relative_error, rotate
 
 from pvq import PVQConfig, PVQLinear, quantize_tensor
-from pvq.codes.fragments import PlaneFragments, fits_fragments, pack_planes, unpack_bits
-from pvq.codes.fragments import unpack_planes as unpack
+from pvq.codes.bits import unpack
+from pvq.codes.fragments import PlaneFragments, fits_fragments, pack_planes, unpack_planes
 
 ops = torch.ops.pvq
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -54,7 +54,7 @@ def test_layout_is_as_defined_and_unpacks(bits, group, rows, cols):
     y, scale = random_planes(rows, cols, bits, group)
     packed = pack_planes(y, scale, bits)
     tiles = -(-rows // 16)
-    assert torch.equal(unpack(packed.view(tiles, -1), cols)[:rows], y)
+    assert torch.equal(unpack_planes(packed.view(tiles, -1), cols)[:rows], y)
     rng = np.random.default_rng(1)
     for row, col in zip(rng.integers(0, rows, 200), rng.integers(0, cols, 200), strict=True):
         integer, s = value_at(packed.numpy(), bits, group, cols // 128, int(row), int(col))
@@ -68,7 +68,7 @@ def test_bit_streams_unpack(bits):
     words = rng.integers(0, 1 << bits, (5, 37))
     planes = (words[..., None] >> np.arange(bits)) & 1
     stream = np.packbits(planes.reshape(5, -1).astype(np.uint8), axis=1, bitorder="little")
-    found = unpack_bits(torch.from_numpy(stream), 37, bits)
+    found = unpack(torch.from_numpy(stream), bits, 37)
     assert np.array_equal(found.numpy(), words)
 
 

@@ -111,12 +111,12 @@ __device__ __forceinline__ void load_piece(const Activations& a, int token, int6
   }
 }
 
-__device__ __forceinline__ void widen(FloatType type, uint2 raw, float (&v)[4]) {
+__device__ __forceinline__ void widen(RealType type, uint2 raw, float (&v)[4]) {
   const uint32_t words[2] = {raw.x, raw.y};
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     float2 pair;
-    if (type == FloatType::kFloat16) {
+    if (type == RealType::kFloat16) {
       pair = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
     } else {
       pair = make_float2(__uint_as_float(words[i] << 16), __uint_as_float(words[i] & 0xFFFF0000u));

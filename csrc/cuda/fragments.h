@@ -8,13 +8,13 @@
 
 #include <cstdint>
 
+#include "cuda/real_type.h"
+
 namespace pvq {
 
 constexpr int kTileRows = 16;
 constexpr int kChunkCols = 128;
 constexpr int64_t kMaxProductTokens = 32768;
-
-enum class FloatType { kFloat16, kBFloat16 };
 
 constexpr int64_t tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 

@@ -1,25 +1,22 @@
 // Planes back to dense weights.
-#include <cuda_runtime.h>
-
+#include "cuda/expand.cuh"
 #include "cuda/plane_decode.cuh"
 #include "cuda/rounded.cuh"
 
 namespace pvq {
 namespace {
 
-constexpr int kBlockThreads = 256;
-
 // A warp expands a chunk, eight bytes of a row at a time.
 template <int kBits, int kGroup, class T>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kExpandThreads)
     expand_kernel(const uint8_t* __restrict__ fragments, const uint16_t* __restrict__ row_scale,
                   int64_t rows, int64_t cols, int64_t num_chunks, T* __restrict__ w) {
   using Chunk = PlaneChunk<kBits, kGroup>;
   const int lane = threadIdx.x % 32;
   const int64_t chunks = cols / kChunkCols;  // of a tile
-  const int64_t warps = int64_t(gridDim.x) * (kBlockThreads / 32);
-  for (int64_t place = (blockIdx.x * int64_t(kBlockThreads) + threadIdx.x) / 32; place < num_chunks;
-       place += warps) {
+  const int64_t warps = int64_t(gridDim.x) * (kExpandThreads / 32);
+  for (int64_t place = (blockIdx.x * int64_t(kExpandThreads) + threadIdx.x) / 32;
+       place < num_chunks; place += warps) {
     Chunk chunk;
     chunk.load_global(fragments + place * Chunk::kBytes, lane);
 #pragma unroll
@@ -47,25 +44,15 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 template <int kBits, int kGroup>
 int expand(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows, int64_t cols,
-           FloatType type, void* w, cudaStream_t stream) {
-  const int64_t num_chunks = tiles_of(rows) * (cols / kChunkCols);
-  if (num_chunks == 0) return cudaSuccess;
-  constexpr int64_t kWarps = kBlockThreads / 32, kMostBlocks = 8192;
-  const int64_t blocks = (num_chunks + kWarps - 1) / kWarps;
-  const auto grid = unsigned(blocks < kMostBlocks ? blocks : kMostBlocks);
-  if (type == FloatType::kFloat16) {
-    expand_kernel<kBits, kGroup><<<grid, kBlockThreads, 0, stream>>>(
-        fragments, row_scale, rows, cols, num_chunks, static_cast<__half*>(w));
-  } else {
-    expand_kernel<kBits, kGroup><<<grid, kBlockThreads, 0, stream>>>(
-        fragments, row_scale, rows, cols, num_chunks, static_cast<__nv_bfloat16*>(w));
-  }
-  return cudaGetLastError();
+           RealType type, void* w, cudaStream_t stream) {
+  return launch_expand(expand_kernel<kBits, kGroup, __half>,
+                       expand_kernel<kBits, kGroup, __nv_bfloat16>, fragments, row_scale, rows,
+                       cols, type, w, stream);
 }
 
 template <int kBits>
 int expand(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows, int64_t cols,
-           int group, FloatType type, void* w, cudaStream_t stream) {
+           int group, RealType type, void* w, cudaStream_t stream) {
   return group == 8 ? expand<kBits, 8>(fragments, row_scale, rows, cols, type, w, stream)
                     : expand<kBits, 16>(fragments, row_scale, rows, cols, type, w, stream);
 }
@@ -73,7 +60,7 @@ int expand(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows, in
 }  // namespace
 
 int plane_expand_cuda(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows,
-                      int64_t cols, int bits, int group, FloatType type, void* w, void* stream) {
+                      int64_t cols, int bits, int group, RealType type, void* w, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
   return bits == 4   ? expand<4>(fragments, row_scale, rows, cols, group, type, w, queue)
          : bits == 6 ? expand<6>(fragments, row_scale, rows, cols, group, type, w, queue)

@@ -33,7 +33,7 @@ struct PlaneProduct {
   int bits, group;            // 4, 6 or 8; 8 or 16
   int block;                  // as product_block_supported says
   uint64_t seed;
-  FloatType type;
+  RealType type;
 };
 
 int64_t plane_product_workspace(const PlaneProduct& task);
@@ -45,6 +45,6 @@ int plane_product_cuda(const PlaneProduct& task, void* stream);
 
 // w [rows, cols] = row_scale * scale * y, from fragments. Returns a cudaError_t.
 int plane_expand_cuda(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows,
-                      int64_t cols, int bits, int group, FloatType type, void* w, void* stream);
+                      int64_t cols, int bits, int group, RealType type, void* w, void* stream);
 
 }  // namespace pvq

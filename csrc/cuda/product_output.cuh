@@ -27,7 +27,7 @@ __device__ __forceinline__ void write_output(const ProductTask& task, int64_t to
                                              float sum) {
   const float value = sum * __uint_as_float(uint32_t(task.row_scale[row]) << 16);
   const int64_t place = token * task.rows + row;
-  if (task.activations.type == FloatType::kFloat16) {
+  if (task.activations.type == RealType::kFloat16) {
     static_cast<__half*>(task.y)[place] = __float2half_rn(value);
   } else {
     static_cast<__nv_bfloat16*>(task.y)[place] = __float2bfloat16_rn(value);

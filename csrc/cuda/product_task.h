@@ -16,7 +16,7 @@ namespace pvq {
 // its values, and with the residual pass what rounding them left, in steps 254 times finer.
 struct Activations {
   const void* x;  // [tokens, cols] of `type`
-  FloatType type;
+  RealType type;
   int64_t cols;
   int tokens, block;
   uint64_t seed;
@@ -76,6 +76,7 @@ int quantize_activations(const ProductTask& task, int num_counters, cudaStream_t
 
 // Rows and activations that a block of the wide products takes at a time.
 constexpr int kWideRows = 256;
+constexpr int kWideSlots = 3;  // of partial sums a block: two cut groups, and a whole one
 
 // The memory of a wide product besides its operands: `columns` rows of activations at a time.
 struct WideWorkspace {

@@ -155,21 +155,13 @@ struct TableChunk<4> {
   }
 };
 
-// A weight's place in the fragments of its chunk, and back.
+// A weight's place in the fragments of its chunk.
 struct FragmentPlace {
   int lane, step, reg, item;
 
   static __device__ FragmentPlace of_weight(int row, int column) {
     return {(row & 7) * 4 + column / 32, column % 32 / 8, column % 8 / 4 * 2 + row / 8, column % 4};
   }
-  // The first weight of code byte `byte` of a chunk (of a magnitude byte at 3 bits).
-  static __device__ FragmentPlace of_code_byte(int byte, int bits) {
-    if (bits < 4) return {byte / 16, byte % 16 / 4, byte % 4, 0};
-    return {byte % 512 / 16, byte / 512 * 2 + byte % 16 / 8, byte % 8 / 2, byte % 2 * 2};
-  }
-
-  __device__ int row() const { return lane / 4 + reg % 2 * 8; }
-  __device__ int column() const { return lane % 4 * 32 + step * 8 + reg / 2 * 4 + item; }
   // Offset in the chunk of the code byte.
   __device__ int code_byte(int bits) const {
     if (bits < 4) return lane * 16 + step * 4 + reg;

@@ -1,6 +1,5 @@
 // Table codes back to dense weights.
-#include <cuda_runtime.h>
-
+#include "cuda/expand.cuh"
 #include "cuda/rounded.cuh"
 #include "cuda/table_decode.cuh"
 #include "cuda/table_matmul.h"
@@ -8,12 +7,10 @@
 namespace pvq {
 namespace {
 
-constexpr int kBlockThreads = 256;
-
 // A warp expands a chunk: a lane has 32 neighbouring columns of two rows, and writes 16 bytes of
 // them at a time. The table lies in shared memory once: conflicts cost less here than copies.
 template <int kBits, class T>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kExpandThreads)
     expand_kernel(const uint8_t* __restrict__ fragments, const uint16_t* __restrict__ row_scale,
                   int64_t rows, int64_t cols, int64_t num_chunks, T* __restrict__ w) {
   using Chunk = TableChunk<kBits>;
@@ -22,9 +19,9 @@ __global__ void __launch_bounds__(kBlockThreads)
   __syncthreads();
   const int lane = threadIdx.x % 32;
   const int64_t chunks = cols / kChunkCols;  // of a tile
-  const int64_t warps = int64_t(gridDim.x) * (kBlockThreads / 32);
-  for (int64_t place = (blockIdx.x * int64_t(kBlockThreads) + threadIdx.x) / 32; place < num_chunks;
-       place += warps) {
+  const int64_t warps = int64_t(gridDim.x) * (kExpandThreads / 32);
+  for (int64_t place = (blockIdx.x * int64_t(kExpandThreads) + threadIdx.x) / 32;
+       place < num_chunks; place += warps) {
     Chunk chunk;
     chunk.load_global(fragments + kTableBytes + place * Chunk::kBytes, lane);
     const int64_t first_row = place / chunks * kTileRows + lane / 4;
@@ -72,26 +69,15 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 template <int kBits>
 int expand(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows, int64_t cols,
-           FloatType type, void* w, cudaStream_t stream) {
-  const int64_t num_chunks = tiles_of(rows) * (cols / kChunkCols);
-  if (num_chunks == 0) return cudaSuccess;
-  constexpr int64_t kWarps = kBlockThreads / 32, kMostBlocks = 8192;
-  const int64_t blocks = (num_chunks + kWarps - 1) / kWarps;
-  const auto grid = unsigned(blocks < kMostBlocks ? blocks : kMostBlocks);
-  if (type == FloatType::kFloat16) {
-    expand_kernel<kBits><<<grid, kBlockThreads, 0, stream>>>(fragments, row_scale, rows, cols,
-                                                             num_chunks, static_cast<__half*>(w));
-  } else {
-    expand_kernel<kBits><<<grid, kBlockThreads, 0, stream>>>(
-        fragments, row_scale, rows, cols, num_chunks, static_cast<__nv_bfloat16*>(w));
-  }
-  return cudaGetLastError();
+           RealType type, void* w, cudaStream_t stream) {
+  return launch_expand(expand_kernel<kBits, __half>, expand_kernel<kBits, __nv_bfloat16>, fragments,
+                       row_scale, rows, cols, type, w, stream);
 }
 
 }  // namespace
 
 int table_expand_cuda(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows,
-                      int64_t cols, int bits, FloatType type, void* w, void* stream) {
+                      int64_t cols, int bits, RealType type, void* w, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
   return bits == 2   ? expand<2>(fragments, row_scale, rows, cols, type, w, queue)
          : bits == 3 ? expand<3>(fragments, row_scale, rows, cols, type, w, queue)

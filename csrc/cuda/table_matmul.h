@@ -20,7 +20,7 @@ constexpr int64_t table_fragment_bytes(int64_t rows, int64_t cols, int bits) {
 
 // w [rows, cols] = row_scale * point, from fragments. Returns a cudaError_t.
 int table_expand_cuda(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows,
-                      int64_t cols, int bits, FloatType type, void* w, void* stream);
+                      int64_t cols, int bits, RealType type, void* w, void* stream);
 
 struct TableProduct {
   const uint8_t* fragments;
@@ -34,7 +34,7 @@ struct TableProduct {
   int block;                  // 0 (no rotation) or as product_block_supported says
   uint64_t seed;
   bool residual;  // activations in two int8 passes, 15 bits
-  FloatType type;
+  RealType type;
 };
 
 int64_t table_product_workspace(const TableProduct& task);

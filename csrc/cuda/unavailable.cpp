@@ -32,7 +32,7 @@ int check_codes_cuda(const IndexStreams&, const Refusal&, void*) { return kCudaU
 int64_t hadamard_cuda_workspace(const HadamardCuda&) { return 0; }
 int hadamard_cuda(const HadamardCuda&, void*, void*) { return kCudaUnavailable; }
 
-int table_expand_cuda(const uint8_t*, const uint16_t*, int64_t, int64_t, int, FloatType, void*,
+int table_expand_cuda(const uint8_t*, const uint16_t*, int64_t, int64_t, int, RealType, void*,
                       void*) {
   return kCudaUnavailable;
 }
@@ -52,7 +52,7 @@ int64_t table_product_workspace(const TableProduct&) { return 0; }
 int table_product_cuda(const TableProduct&, void*) { return kCudaUnavailable; }
 int64_t plane_product_workspace(const PlaneProduct&) { return 0; }
 int plane_product_cuda(const PlaneProduct&, void*) { return kCudaUnavailable; }
-int plane_expand_cuda(const uint8_t*, const uint16_t*, int64_t, int64_t, int, int, FloatType, void*,
+int plane_expand_cuda(const uint8_t*, const uint16_t*, int64_t, int64_t, int, int, RealType, void*,
                       void*) {
   return kCudaUnavailable;
 }

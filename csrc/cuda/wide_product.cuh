@@ -44,7 +44,6 @@ namespace pvq {
 constexpr int kWideTiles = 2;  // of a warp
 constexpr int kWideWarps = 8;  // that share the rows
 static_assert(kWideRows == kWideWarps * kWideTiles * kTileRows);
-constexpr int kWideSlots = 3;  // of partial sums a block: two cut groups, and a whole one
 
 template <class Operand, int kTokenTiles>
 struct WideShape {

@@ -4,8 +4,6 @@
 namespace pvq {
 namespace {
 
-constexpr int kSlots = 3;  // of partial sums a block: two cut groups, and a whole one
-
 int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
 }  // namespace
@@ -15,7 +13,7 @@ WideWorkspace::WideWorkspace(int64_t rows, int64_t chunks, int64_t stride, int i
   const int64_t groups = (rows + kWideRows - 1) / kWideRows * (stride / columns);
   quantized = round_up(QuantizedActivations::bytes(chunks, stride, item_bytes), 16);
   counters = round_up(groups * int64_t(sizeof(unsigned)), 16);
-  partials = int64_t(device_limits().multiprocessors) * kSlots * kWideRows * columns *
+  partials = int64_t(device_limits().multiprocessors) * kWideSlots * kWideRows * columns *
              int64_t(sizeof(float));
 }
 

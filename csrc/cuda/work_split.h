@@ -20,7 +20,6 @@ struct WorkSplit {
   // The block that takes a step.
   PVQ_HD int block_of(int64_t step) const { return int(((step + 1) * blocks - 1) / steps); }
 
-  PVQ_HD int64_t groups() const { return steps / group_steps; }
   PVQ_HD int first_block(int64_t group) const { return block_of(group * group_steps); }
   PVQ_HD int last_block(int64_t group) const { return block_of((group + 1) * group_steps - 1); }
   // Where a block of a cut group leaves its sums, of its own slots: 0 if it begins with the group,

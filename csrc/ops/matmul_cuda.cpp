@@ -5,8 +5,7 @@
 #include "ops/code.h"
 #include "ops/cuda_stream.h"
 #include "ops/decode.h"
-#include "ops/hadamard.h"
-#include "ops/rotation.h"
+#include "ops/dense_product.h"
 
 namespace pvq::ops {
 namespace {
@@ -38,8 +37,7 @@ Tensor matmul_cuda(const Tensor& x, const Tensor& index, const Tensor& gain,
   check_rotation(op, {block, seed}, cols);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Tensor w = expand(x, index, gain, row_scale, dim, pulses, gain_bits, gain_law, cols);
-  const Tensor rotated = block ? hadamard_on_cuda(x, block, seed, /*inverse=*/false) : x;
-  return torch::stable::matmul(rotated, torch::stable::transpose(w, 0, 1));
+  return multiply_dense(x, w, {block, seed});
 }
 
 Tensor matmul_transposed_cuda(const Tensor& g, const Tensor& index, const Tensor& gain,
@@ -52,8 +50,7 @@ Tensor matmul_transposed_cuda(const Tensor& g, const Tensor& index, const Tensor
   check_rotation(op, {block, seed}, cols);
   const torch::stable::accelerator::DeviceGuard guard(g.get_device_index());
   const Tensor w = expand(g, index, gain, row_scale, dim, pulses, gain_bits, gain_law, cols);
-  const Tensor product = torch::stable::matmul(g, w);
-  return block ? hadamard_on_cuda(product, block, seed, /*inverse=*/true) : product;
+  return multiply_dense_transposed(g, w, {block, seed});
 }
 
 }  // namespace

@@ -13,6 +13,7 @@
 #include "ops/cuda_refusals.h"
 #include "ops/cuda_stream.h"
 #include "ops/cuda_types.h"
+#include "ops/dense_product.h"
 #include "ops/hadamard.h"
 #include "ops/matmul.h"
 #include "ops/tables.h"
@@ -78,9 +79,7 @@ Tensor table_matmul(const Tensor& x, const Tensor& code, const Tensor& row_scale
   check_activations(op, "x", x, cols, "in_features", "code", code);
   check_rotation(op, {block, seed}, cols);
   const DeviceGuard guard(x.get_device_index());
-  const Tensor w = expand(op, stored, x.scalar_type());
-  const Tensor rotated = block ? hadamard_on_cuda(x, block, seed, /*inverse=*/false) : x;
-  return torch::stable::matmul(rotated, torch::stable::transpose(w, 0, 1));
+  return multiply_dense(x, expand(op, stored, x.scalar_type()), {block, seed});
 }
 
 Tensor table_matmul_transposed(const Tensor& g, const Tensor& code, const Tensor& row_scale,
@@ -90,8 +89,7 @@ Tensor table_matmul_transposed(const Tensor& g, const Tensor& code, const Tensor
   check_activations(op, "g", g, stored.view.rows, "rows of the matrix", "code", code);
   check_rotation(op, {block, seed}, cols);
   const DeviceGuard guard(g.get_device_index());
-  const Tensor product = torch::stable::matmul(g, expand(op, stored, g.scalar_type()));
-  return block ? hadamard_on_cuda(product, block, seed, /*inverse=*/true) : product;
+  return multiply_dense_transposed(g, expand(op, stored, g.scalar_type()), {block, seed});
 }
 
 }  // namespace

@@ -56,7 +56,7 @@ int main(int, char** argv) {
     task.x = x.at, task.y = y.at;
     task.rows = rows, task.cols = cols, task.tokens = tokens;
     task.bits = bits, task.block = block, task.seed = seed;
-    task.type = pvq::FloatType::kFloat16;
+    task.type = pvq::RealType::kFloat16;
     task.workspace = Memory(workspace_bytes(task)).at;
     return product(task, nullptr);
   };

@@ -37,6 +37,8 @@ def pack(numbers: torch.Tensor, width: int) -> torch.Tensor:
 def unpack(packed: torch.Tensor, width: int, count: int) -> torch.Tensor:
     """Inverse of :func:`pack`: int32 (int64 beyond 24 bits) [rows, count]."""
     rows = packed.shape[0]
+    if width == 0:
+        return torch.zeros((rows, count), dtype=_word(0), device=packed.device)
     eights = -(-count // 8)
     padded = torch.nn.functional.pad(packed, (0, eights * width - packed.shape[1]))
     octets = padded.view(rows, eights, width).to(_word(width))

@@ -12,6 +12,7 @@ import torch
 
 from pvq import _core
 from pvq.codes import KERNEL_DTYPES, Stored
+from pvq.codes.bits import unpack
 from pvq.ops.code import packed_bytes
 
 TILE_ROWS = 16
@@ -145,7 +146,7 @@ class PlaneFragments:
     def _scales(self, y: torch.Tensor, gain: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
         """Level over norm, float16 [rows, cols / 8 or 16]."""
         groups = y.view(len(y), -1, self.dim)
-        codes = unpack_bits(gain, groups.shape[1], self.gain_bits)
+        codes = unpack(gain, self.gain_bits, groups.shape[1])
         norm = groups.float().square().sum(-1).sqrt()
         scale = torch.where(norm > 0, level[codes] / norm, torch.zeros_like(norm))
         return scale.half().repeat_interleave(self.dim // _group(self.dim), dim=1)
@@ -158,16 +159,6 @@ def _group(dim: int) -> int:
 def _slabs(rows: int, cols: int) -> list[slice]:
     step = max(1, _SLAB_WEIGHTS // max(1, cols * TILE_ROWS)) * TILE_ROWS
     return [slice(begin, min(rows, begin + step)) for begin in range(0, rows, step)]
-
-
-def unpack_bits(stream: torch.Tensor, count: int, bits: int) -> torch.Tensor:
-    """``count`` words of ``bits`` (at most 8) a row of a bit stream, int64 [rows, count]."""
-    if bits == 0:
-        return torch.zeros(len(stream), count, dtype=torch.int64, device=stream.device)
-    first = torch.arange(count, device=stream.device) * bits
-    low = stream[:, first // 8].long()
-    high = stream[:, (first // 8 + 1).clamp(max=stream.shape[1] - 1)].long()
-    return (low | high << 8) >> (first % 8) & ((1 << bits) - 1)
 
 
 def pack_planes(y: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:

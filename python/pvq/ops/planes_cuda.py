@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pvq.ops.gradient import dense_gradient
+
 
 @torch.library.register_fake("pvq::plane_expand")
 def _plane_expand_fake(
@@ -32,10 +34,8 @@ def _keep_matrix(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _plane_matmul_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     fragments, row_scale = ctx.saved_tensors
-    x_grad = grad @ torch.ops.pvq.plane_expand(fragments, row_scale, ctx.cols, grad.dtype)
-    if ctx.block:
-        x_grad = torch.ops.pvq.hadamard(x_grad, ctx.block, ctx.seed, True)
-    return x_grad, None, None, None, None
+    w = torch.ops.pvq.plane_expand(fragments, row_scale, ctx.cols, grad.dtype)
+    return dense_gradient(grad, w, ctx.block, ctx.seed), None, None, None, None
 
 
 torch.library.register_autograd(

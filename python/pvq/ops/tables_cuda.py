@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pvq.ops.gradient import dense_gradient
+
 # As in csrc/cuda/table_matmul.h.
 TABLE_BYTES = 1024
 TILE_ROWS = 16
@@ -69,10 +71,8 @@ def _keep_matrix(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _matmul_fragments_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     fragments, row_scale = ctx.saved_tensors
-    x_grad = grad @ torch.ops.pvq.table_expand(fragments, row_scale, ctx.bits, grad.dtype)
-    if ctx.block:
-        x_grad = torch.ops.pvq.hadamard(x_grad, ctx.block, ctx.seed, True)
-    return x_grad, *[None] * 6
+    w = torch.ops.pvq.table_expand(fragments, row_scale, ctx.bits, grad.dtype)
+    return dense_gradient(grad, w, ctx.block, ctx.seed), *[None] * 6
 
 
 torch.library.register_autograd(
