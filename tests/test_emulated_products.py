@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = (
     "activations", "plane_matmul", "plane_wide_4", "plane_wide_6", "plane_wide_8", "table_matmul",
     "table_product_2", "table_product_3", "table_product_4", "table_wide_2", "table_wide_3",
-    "table_wide_4", "wide_workspace",
+    "table_wide_4", "wide_plan",
 )  # fmt: skip
 
 

@@ -11,49 +11,58 @@ namespace {
 constexpr int kWarps = 8;
 
 // blockIdx.y is the token. Rows that pad the last group of tokens get zeros.
-template <int kItemBytes>
+template <ActivationForm kForm>
 __global__ void __launch_bounds__(kWarps * 32)
     quantize_kernel(const __grid_constant__ Activations a, const QuantizedActivations out,
                     unsigned* counters, int num_counters) {
   const int warp = int(blockIdx.x) * kWarps + threadIdx.x / 32, warps = gridDim.x * kWarps;
   const int token = blockIdx.y;
-  const PieceRotation rotation(a.block);
+  const PieceRotation rotation(a.block, a.type);
+  const PieceShare share(a.block, warp, warps);
+  const PieceSigns signs(a, share, 0);
   wait_for_previous_kernel();
   allow_next_kernel();
   if (blockIdx.x == 0 && token == 0)
     for (int i = threadIdx.x; i < num_counters; i += kWarps * 32) counters[i] = 0;
   if (token < a.tokens) {
-    quantize_token<kItemBytes>(a, rotation, out, token, warp, warps);
+    quantize_token<kForm>(a, rotation, signs, out, token, share);
     return;
   }
-  constexpr int kPieces = kChunkCols * kItemBytes / 16;  // of a chunk
+  constexpr int kUnits = sections_of(kForm) * (kSectionBytes / 16);  // of a chunk
   for (int row = token * a.slots; row < min((token + 1) * a.slots, out.stride); ++row) {
-    for (int64_t i = warp * 32 + threadIdx.x % 32; i < a.cols / kChunkCols * kPieces;
+    for (int64_t i = warp * 32 + threadIdx.x % 32; i < a.cols / kChunkCols * kUnits;
          i += warps * 32) {
-      const int64_t chunk = i / kPieces;
-      *reinterpret_cast<uint4*>(out.piece(chunk, row, int(i % kPieces))) = make_uint4(0, 0, 0, 0);
-      if (i % kPieces == 0) out.scales[chunk * out.stride + row] = {0, 0};
+      uint8_t* section = out.section(i / (kSectionBytes / 16), row);
+      reinterpret_cast<uint4*>(section)[i % (kSectionBytes / 16)] = make_uint4(0, 0, 0, 0);
+      if (i % kUnits == 0) out.scales[i / kUnits * out.stride + row] = {0, 0};
     }
   }
 }
 
-template <int kItemBytes>
+template <ActivationForm kForm>
 int launch(const ProductTask& task, int num_counters, cudaStream_t stream) {
   const Activations& x = task.activations;
   const int64_t warp_cols = std::max(kPieceCols, x.block);
   const int64_t warps = (x.cols + warp_cols - 1) / warp_cols;
   const int64_t tokens = (task.quantized.stride + x.slots - 1) / x.slots;
   const dim3 grid = {unsigned((warps + kWarps - 1) / kWarps), unsigned(tokens)};
-  const auto kernel = quantize_kernel<kItemBytes>;
+  const auto kernel = quantize_kernel<kForm>;
   return launch_overlapped(kernel, grid, kWarps * 32, 0, stream, x, task.quantized, task.counters,
                            num_counters);
 }
 
 }  // namespace
 
-int quantize_activations(const ProductTask& task, int num_counters, cudaStream_t stream) {
-  return task.quantized.item_bytes == 1 ? launch<1>(task, num_counters, stream)
-                                        : launch<2>(task, num_counters, stream);
+int quantize_activations(const ProductTask& task, ActivationForm form, int num_counters,
+                         cudaStream_t stream) {
+  switch (form) {
+    case ActivationForm::kInt8Lanes:
+      return launch<ActivationForm::kInt8Lanes>(task, num_counters, stream);
+    case ActivationForm::kInt8Steps:
+      return launch<ActivationForm::kInt8Steps>(task, num_counters, stream);
+    default:
+      return launch<ActivationForm::kFloat16Steps>(task, num_counters, stream);
+  }
 }
 
 }  // namespace pvq

@@ -3,13 +3,13 @@
 //
 // A warp rotates a piece of 256 columns on the tensor cores. A Hadamard transform is one 2 x 2
 // transform for each bit of the position, so four bits can be one product with H_16 and the other
-// four another: C = A1 X, then C B2, in m16n8k8 products whose inputs are exact in tf32 (H_16 is
-// +-1, X has 11 significant bits at most); only C is rounded, to 2^-11. The fragment of the result
-// of the first product is the left fragment of the second, so no value moves between lanes.
-// Position bits (7 ... 0) that each index of the instructions stands for, l = 4 g + t a lane:
+// four another: C = A1 X, an exact m16n8k16 product of X as it is, then C B2, m16n8k8 products in
+// tf32, for which C is rounded to 2^-11. The fragment of the result of the first product is the
+// left fragment of the second, so no value moves between lanes. Position bits (7 ... 0) that each
+// index of the instructions stands for, l = 4 g + t a lane:
 //
-//   load    X[s][q] register h     7: s    6 5 4: g       3 2: t    1: q    0: h
-//   first   contracts s, t, h      result rows g + 8 u: 7, 3, 2 and 0 (u); columns 6 5 4, 1
+//   load    X[s][q] item i         7: s    6 5 4: g       3 2: t    1: q    0: i
+//   first   contracts s, t, i      result rows g + 8 u: 7, 3, 2 and 0 (u); columns 6 5 4; q apart
 //   second  contracts q, e, t      result columns e, t, p: 1, 5 4 and 6
 //
 // so that a lane loads four neighbouring values at a time and ends with four neighbouring values.
@@ -28,61 +28,70 @@ namespace pvq {
 
 constexpr int kPieceCols = 256;
 
-// One entry of a Hadamard matrix over the position bits in `bits`; the identity outside `block`.
-__device__ __forceinline__ uint32_t hadamard_entry(int out, int in, int block, int bits) {
+// One entry of a Hadamard matrix over the position bits in `bits`, as the sign bit of one; false if
+// it is zero, the identity's outside `block`.
+__device__ __forceinline__ bool hadamard_entry(int out, int in, int block, int bits,
+                                               uint32_t* negative) {
   const int inside = block > 0 ? block - 1 : 0;
-  if ((out ^ in) & bits & ~inside) return 0;
-  return __float_as_uint(__popc(out & in & inside) & 1 ? -1.0f : 1.0f);
+  *negative = uint32_t(__popc(out & in & inside) & 1);
+  return !((out ^ in) & bits & ~inside);
 }
 
 // The constant fragments of a lane.
 struct PieceRotation {
-  uint32_t a[2][4];     // of the first product, by k-step s
+  uint32_t a[4];        // of the first product
   uint32_t b[2][2][2];  // of the second: [k-step q][columns p]
+  RealType type;
 
-  __device__ explicit PieceRotation(int block) {
+  __device__ explicit PieceRotation(int block, RealType type) : type(type) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const uint32_t one = type == RealType::kFloat16 ? 0x3C00 : 0x3F80;
+    constexpr uint32_t kOne = 0x3F800000;
     if (block >= kPieceCols) {  // the general entries, bit by bit: few instructions
-      const uint32_t first = uint32_t(__popc(g & 3 & t)) << 31, top = uint32_t(g >> 2) << 31;
+      const uint32_t first = __popc(g & 3 & t) & 1, top = uint32_t(g >> 2);
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+        a[r] = one * 0x10001 ^ (first ^ (r >> 1 & top)) * 0x80008000u ^ (r & 1) << 31;
       const uint32_t g0 = uint32_t(g) << 31, g1 = uint32_t(g >> 1) << 31,
                      t1 = uint32_t(t >> 1) << 31;
-      const uint32_t second = top & uint32_t(t) << 31;
-      constexpr uint32_t kOne = 0x3F800000;
+      const uint32_t second = top << 31 & uint32_t(t) << 31;
 #pragma unroll
-      for (int k = 0; k < 8; ++k) {
-        a[k / 4][k % 4] = kOne ^ first ^ (k % 4 == 3 ? 1u << 31 : 0) ^ (k / 4 ? top : 0);
+      for (int k = 0; k < 8; ++k)
         b[k / 4][k / 2 % 2][k % 2] =
             kOne ^ second ^ (k / 4 ? g0 : 0) ^ (k % 2 ? g1 : 0) ^ (k / 2 % 2 ? t1 : 0);
-      }
       return;
     }
     constexpr int kFirst = 0b10001101, kSecond = 0b01110010;
+    uint32_t negative;
 #pragma unroll
-    for (int s = 0; s < 2; ++s)
+    for (int r = 0; r < 4; ++r) {  // r = 2 s + u
+      a[r] = 0;
 #pragma unroll
-      for (int r = 0; r < 4; ++r)  // r = 2 h + u
-        a[s][r] = hadamard_entry((r & 1) | (g & 3) << 2 | (g >> 2) << 7, (r >> 1) | t << 2 | s << 7,
-                                 block, kFirst);
+      for (int i = 0; i < 2; ++i)
+        if (hadamard_entry((r & 1) | (g & 3) << 2 | (g >> 2) << 7, i | t << 2 | (r >> 1) << 7,
+                           block, kFirst, &negative))
+          a[r] |= (one ^ negative << 15) << (16 * i);
+    }
 #pragma unroll
-    for (int q = 0; q < 2; ++q)
-#pragma unroll
-      for (int p = 0; p < 2; ++p)
-#pragma unroll
-        for (int e = 0; e < 2; ++e)
-          b[q][p][e] = hadamard_entry((g & 1) << 1 | (g >> 1) << 4 | p << 6,
-                                      q << 1 | e << 4 | t << 5, block, kSecond);
+    for (int k = 0; k < 8; ++k) {
+      const int q = k / 4, p = k / 2 % 2, e = k % 2;
+      b[q][p][e] = 0;
+      if (hadamard_entry((g & 1) << 1 | (g >> 1) << 4 | p << 6, q << 1 | e << 4 | t << 5, block,
+                         kSecond, &negative))
+        b[q][p][e] = kOne ^ negative << 31;
+    }
   }
 
-  // x[s][i] of columns 128 s + 16 g + 4 t + i in, v[p][i] of columns
+  // x[s] of columns 128 s + 16 g + 4 t ... + 3 in, v[p][i] of columns
   // 128 (g / 4) + 64 p + 16 t + 4 (g % 4) + i out.
-  __device__ void apply(const float (&x)[2][4], float (&v)[2][4]) const {
-    float c[2][4];
-#pragma unroll
-    for (int q = 0; q < 2; ++q) {
-      c[q][0] = c[q][1] = c[q][2] = c[q][3] = 0;
-#pragma unroll
-      for (int s = 0; s < 2; ++s)
-        mma_tf32(c[q], a[s], __float_as_uint(x[s][2 * q]), __float_as_uint(x[s][2 * q + 1]));
+  __device__ void apply(const uint2 (&x)[2], float (&v)[2][4]) const {
+    float c[2][4] = {};
+    if (type == RealType::kFloat16) {
+      mma_float16(c[0], a, x[0].x, x[1].x);
+      mma_float16(c[1], a, x[0].y, x[1].y);
+    } else {
+      mma_bfloat16(c[0], a, x[0].x, x[1].x);
+      mma_bfloat16(c[1], a, x[0].y, x[1].y);
     }
 #pragma unroll
     for (int p = 0; p < 2; ++p) {
@@ -94,6 +103,44 @@ struct PieceRotation {
         mma_tf32(out, left, b[q][p][0], b[q][p][1]);
       }
       v[p][0] = out[0], v[p][1] = out[2], v[p][2] = out[1], v[p][3] = out[3];
+    }
+  }
+};
+
+// The pieces of a token that fall to warp `warp` of `warps`: runs of `length` neighbours (those of
+// a block, or one), every warps-th run.
+struct PieceShare {
+  int warp, warps, length;
+
+  __device__ PieceShare(int block, int warp, int warps)
+      : warp(warp), warps(warps), length(block > kPieceCols ? block / kPieceCols : 1) {}
+  // First column of piece n of the share; length is a power of two.
+  __device__ __forceinline__ int64_t column(int n) const {
+    const int run = n / length;
+    return (int64_t(run) * warps + warp) * (length * kPieceCols) + (n - run * length) * kPieceCols;
+  }
+};
+
+// The sign bits of four pieces of a share, 32 columns a lane: of piece lane / 8.
+struct PieceSigns {
+  uint32_t bits = 0;
+
+  // Of pieces n ... n + 3.
+  __device__ PieceSigns(const Activations& a, const PieceShare& share, int n) {
+    const int lane = threadIdx.x % 32;
+    if (a.block == 0) return;
+    const uint64_t word = sign_word(a.seed, share.column(n + lane / 8) / 64 + (lane >> 1 & 3));
+    bits = uint32_t(lane & 1 ? word >> 32 : word);
+  }
+  // Flips the signs of a piece in the order of load_piece: 16 g + 4 t = 4 lane columns.
+  __device__ __forceinline__ void flip(int n, uint2 (&x)[2]) const {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int s = 0; s < 2; ++s) {
+      const uint32_t four =
+          __shfl_sync(~0u, bits, 8 * (n & 3) + 4 * s + (lane >> 3)) >> (4 * (lane & 7));
+      x[s].x ^= (four << 15 & 0x8000u) | (four << 30 & 0x80000000u);
+      x[s].y ^= (four << 13 & 0x8000u) | (four << 28 & 0x80000000u);
     }
   }
 };
@@ -111,35 +158,6 @@ __device__ __forceinline__ void load_piece(const Activations& a, int token, int6
   }
 }
 
-__device__ __forceinline__ void widen(RealType type, uint2 raw, float (&v)[4]) {
-  const uint32_t words[2] = {raw.x, raw.y};
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    float2 pair;
-    if (type == RealType::kFloat16) {
-      pair = __half22float2(*reinterpret_cast<const __half2*>(&words[i]));
-    } else {
-      pair = make_float2(__uint_as_float(words[i] << 16), __uint_as_float(words[i] & 0xFFFF0000u));
-    }
-    v[2 * i] = pair.x, v[2 * i + 1] = pair.y;
-  }
-}
-
-// The sign bits of a piece in the order of load_piece: 16 g + 4 t = 4 lane columns into word 2 s +
-// lane / 16. A lane hashes one of the four words and keeps the half that others ask it for.
-__device__ __forceinline__ void flip_signs(uint64_t seed, int64_t first, float (&x)[2][4]) {
-  const int lane = threadIdx.x % 32;
-  const uint64_t word = sign_word(seed, first / 64 + (lane >> 1 & 3));
-  const uint32_t half = uint32_t(lane & 1 ? word >> 32 : word);
-#pragma unroll
-  for (int s = 0; s < 2; ++s) {
-    const uint32_t bits = __shfl_sync(~0u, half, 4 * s + (lane >> 3)) >> (4 * (lane & 7));
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      x[s][i] = __uint_as_float(__float_as_uint(x[s][i]) ^ (bits >> i & 1) << 31);
-  }
-}
-
 // The largest magnitude of the 128 columns that a lane and 15 others hold.
 __device__ __forceinline__ float largest_of_chunk(const float (&v)[2][4]) {
   float largest = 0;
@@ -154,6 +172,7 @@ __device__ __forceinline__ float largest_of_chunk(const float (&v)[2][4]) {
 }
 
 // Writes a rotated piece of one token as int8; `factor` is what the transform still lacks.
+template <ActivationForm kForm>
 __device__ __forceinline__ void write_int8(const Activations& a, const QuantizedActivations& out,
                                            int token, int64_t first, float factor,
                                            float (&v)[2][4]) {
@@ -175,18 +194,28 @@ __device__ __forceinline__ void write_int8(const Activations& a, const Quantized
     int total = 0;
 #pragma unroll
     for (int p = 0; p < 2; ++p) {
+      float rounded[4];
       uint32_t q[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float rounded = v[p][i] + kRound;
-        q[i] = __float_as_uint(rounded);
-        v[p][i] = (v[p][i] - (rounded - kRound)) * 254.0f;  // what is left, for the next slot
+        rounded[i] = v[p][i] + kRound;
+        q[i] = __float_as_uint(rounded[i]);
+      }
+      if (slot + 1 < a.slots) {  // what is left, for the next slot
+#pragma unroll
+        for (int i = 0; i < 4; ++i) v[p][i] = (v[p][i] - (rounded[i] - kRound)) * 254.0f;
       }
       const uint32_t word =
           byte_permute(byte_permute(q[0], q[1], 0x0040), byte_permute(q[2], q[3], 0x0040), 0x5410);
       total = __dp4a(int(word), 0x01010101, total);
-      if (inside)
-        *reinterpret_cast<uint32_t*>(out.piece(chunk, row, t + 4 * p) + 4 * (g & 3)) = word;
+      if (inside) {
+        // Columns 64 p + 16 t + 4 (g % 4) + i of the chunk.
+        constexpr bool kLanes = kForm == ActivationForm::kInt8Lanes;
+        const int unit = kLanes ? t + 4 * p : 4 * (t & 1) + (g & 3);
+        const int place = kLanes ? g & 3 : 2 * p + (t >> 1);
+        *reinterpret_cast<uint32_t*>(out.section(chunk, row) + out.unit(kForm, row, unit) +
+                                     4 * place) = word;
+      }
     }
     if (a.sums) {
 #pragma unroll
@@ -213,28 +242,29 @@ __device__ __forceinline__ void write_float16(const Activations& a, const Quanti
   for (int p = 0; p < 2; ++p) {
     const __half2 low = __floats2half2_rn(v[p][0] * inverse, v[p][1] * inverse);
     const __half2 high = __floats2half2_rn(v[p][2] * inverse, v[p][3] * inverse);
-    *reinterpret_cast<uint2*>(out.piece(chunk, token, 8 * p + 2 * t + (g & 3) / 2) + 8 * (g & 1)) =
-        make_uint2(*reinterpret_cast<const uint32_t*>(&low),
-                   *reinterpret_cast<const uint32_t*>(&high));
+    uint8_t* section = out.section(2 * chunk + p, token);
+    constexpr ActivationForm kForm = ActivationForm::kFloat16Steps;
+    *reinterpret_cast<uint32_t*>(section + out.unit(kForm, token, 2 * (g & 3)) + 4 * t) =
+        *reinterpret_cast<const uint32_t*>(&low);
+    *reinterpret_cast<uint32_t*>(section + out.unit(kForm, token, 2 * (g & 3) + 1) + 4 * t) =
+        *reinterpret_cast<const uint32_t*>(&high);
   }
   if (lane % 16 == 0) out.scales[chunk * out.stride + token] = {scale, 0.0f};
 }
 
-// Rotates and writes kPieces * 256 columns of one token, loaded already; a whole warp calls it.
-// Blocks of 512 columns need two pieces, of 1024 four.
-template <int kPieces, int kItemBytes>
+// Rotates and writes pieces n ... n + kPieces - 1 of a share, loaded already; a whole warp calls
+// it. Blocks of 512 columns need two pieces, of 1024 four.
+template <int kPieces, ActivationForm kForm>
 __device__ __forceinline__ void rotate_and_write(const Activations& a,
                                                  const PieceRotation& rotation,
-                                                 const QuantizedActivations& out, int token,
-                                                 int64_t first, const uint2 (&raw)[kPieces][2]) {
+                                                 const PieceSigns& signs,
+                                                 const QuantizedActivations& out, int token, int n,
+                                                 int64_t first, uint2 (&raw)[kPieces][2]) {
   float v[kPieces][2][4];
 #pragma unroll
   for (int k = 0; k < kPieces; ++k) {
-    float x[2][4];
-#pragma unroll
-    for (int s = 0; s < 2; ++s) widen(a.type, raw[k][s], x[s]);
-    if (a.block > 0) flip_signs(a.seed, first + k * kPieceCols, x);
-    rotation.apply(x, v[k]);
+    signs.flip(n + k, raw[k]);
+    rotation.apply(raw[k], v[k]);
   }
 #pragma unroll
   for (int distance = 1; distance < kPieces; distance *= 2) {
@@ -254,47 +284,47 @@ __device__ __forceinline__ void rotate_and_write(const Activations& a,
   const float factor = a.block > 0 ? rsqrtf(static_cast<float>(a.block)) : 1.0f;
 #pragma unroll
   for (int k = 0; k < kPieces; ++k) {
-    if constexpr (kItemBytes == 1) {
-      write_int8(a, out, token, first + k * kPieceCols, factor, v[k]);
-    } else {
+    if constexpr (kForm == ActivationForm::kFloat16Steps) {
       write_float16(a, out, token, first + k * kPieceCols, factor, v[k]);
+    } else {
+      write_int8<kForm>(a, out, token, first + k * kPieceCols, factor, v[k]);
     }
   }
 }
 
-// Warp `warp` of `warps` takes its share of a token's columns. The loop is not unrolled: code that
-// runs once waits for its own instructions to arrive, at a line of 128 bytes a time.
-template <int kPieces, int kItemBytes>
+// The loop is not unrolled: code that runs once waits for its own instructions to arrive, at a line
+// of 128 bytes a time. `signs` are those of the first four pieces.
+template <int kPieces, ActivationForm kForm>
 __device__ __forceinline__ void quantize_share(const Activations& a, const PieceRotation& rotation,
-                                               const QuantizedActivations& out, int token, int warp,
-                                               int warps) {
-  constexpr int kCols = kPieces * kPieceCols;
+                                               PieceSigns signs, const QuantizedActivations& out,
+                                               int token, const PieceShare& share) {
   uint2 next[kPieces][2];
 #pragma unroll
-  for (int k = 0; k < kPieces; ++k)
-    load_piece(a, token, int64_t(warp) * kCols + k * kPieceCols, next[k]);
+  for (int k = 0; k < kPieces; ++k) load_piece(a, token, share.column(k), next[k]);
 #pragma unroll 1
-  for (int64_t first = int64_t(warp) * kCols; first < a.cols; first += int64_t(warps) * kCols) {
+  for (int n = 0; share.column(n) < a.cols; n += kPieces) {
     uint2 raw[kPieces][2];
 #pragma unroll
     for (int k = 0; k < kPieces; ++k) {
       raw[k][0] = next[k][0], raw[k][1] = next[k][1];
-      load_piece(a, token, first + int64_t(warps) * kCols + k * kPieceCols, next[k]);
+      load_piece(a, token, share.column(n + kPieces + k), next[k]);
     }
-    rotate_and_write<kPieces, kItemBytes>(a, rotation, out, token, first, raw);
+    if (n > 0 && n % 4 == 0) signs = PieceSigns(a, share, n);
+    rotate_and_write<kPieces, kForm>(a, rotation, signs, out, token, n, share.column(n), raw);
   }
 }
 
-template <int kItemBytes>
+template <ActivationForm kForm>
 __device__ __forceinline__ void quantize_token(const Activations& a, const PieceRotation& rotation,
-                                               const QuantizedActivations& out, int token, int warp,
-                                               int warps) {
-  if (a.block <= kPieceCols) {
-    quantize_share<1, kItemBytes>(a, rotation, out, token, warp, warps);
-  } else if (a.block == 2 * kPieceCols) {
-    quantize_share<2, kItemBytes>(a, rotation, out, token, warp, warps);
+                                               const PieceSigns& signs,
+                                               const QuantizedActivations& out, int token,
+                                               const PieceShare& share) {
+  if (share.length == 1) {
+    quantize_share<1, kForm>(a, rotation, signs, out, token, share);
+  } else if (share.length == 2) {
+    quantize_share<2, kForm>(a, rotation, signs, out, token, share);
   } else {
-    quantize_share<4, kItemBytes>(a, rotation, out, token, warp, warps);
+    quantize_share<4, kForm>(a, rotation, signs, out, token, share);
   }
 }
 

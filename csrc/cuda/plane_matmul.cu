@@ -6,16 +6,21 @@
 namespace pvq {
 namespace {
 
-constexpr int kFloat16Bytes = 2;
+constexpr ActivationForm kForm = ActivationForm::kFloat16Steps;
 
 int stride_of(const PlaneProduct& t) {
   const int step = plane_step(t.tokens);
   return (t.tokens + step - 1) / step * step;
 }
 
+WidePlan plan_of(const PlaneProduct& t) {
+  return WidePlan::of(plane_wide_tile(plane_step(t.tokens)), t.rows, t.cols / kChunkCols,
+                      stride_of(t), device_limits().multiprocessors);
+}
+
 WideWorkspace workspace_of(const PlaneProduct& t) {
-  return WideWorkspace(t.rows, t.cols / kChunkCols, stride_of(t), kFloat16Bytes,
-                       plane_step(t.tokens));
+  return WideWorkspace(plane_wide_tile(plane_step(t.tokens)), plan_of(t), kForm,
+                       t.cols / kChunkCols, stride_of(t));
 }
 
 }  // namespace
@@ -31,9 +36,8 @@ int plane_product_cuda(const PlaneProduct& t, void* stream) {
   task.activations = {t.x, t.type, t.cols, t.tokens, t.block, t.seed, 1, false};
   task.rows = int(t.rows);
   task.chunks = int(t.cols / kChunkCols);
-  const WideWorkspace workspace = workspace_of(t);
-  workspace.place(t.workspace, stride_of(t), kFloat16Bytes, &task);
-  if (const int error = quantize_activations(task, workspace.num_counters(), queue)) return error;
+  workspace_of(t).place(t.workspace, kForm, stride_of(t), &task);
+  if (const int error = quantize_activations(task, kForm, plan_of(t).groups, queue)) return error;
   const int processors = device_limits().multiprocessors;
   return t.bits == 4   ? plane_product_4(task, t.group, processors, queue)
          : t.bits == 6 ? plane_product_6(task, t.group, processors, queue)

@@ -13,9 +13,14 @@ constexpr int kSharedBytes = 227 * 1024;
 // Shared addresses of a block start at 1 KB; what lies below belongs to the system.
 constexpr int kFirstAddress = 1024;
 constexpr int kEndAddress = kSharedBytes + kFirstAddress;
-// 64 KB of table at a multiple of its size.
-constexpr int kTableAddress = 0x10000;
-constexpr int kTableEnd = 0x20000;
+// 64 KB of table, of whose rows of 256 bytes the table fills the first halves.
+constexpr int kTableAddress = kFirstAddress;
+constexpr int kTableEnd = kTableAddress + 0x10000;
+
+// Address of byte `offset` (below 32 KB) of the rows' second halves.
+__device__ __forceinline__ uint32_t beside_table(uint32_t offset) {
+  return kTableAddress + 128 + ((offset & ~127u) << 1) + (offset & 127);
+}
 
 // Addresses are compile-time constants because dynamic shared memory always begins here.
 __device__ __forceinline__ void check_first_address(const uint8_t* first) {

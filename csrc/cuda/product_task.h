@@ -8,7 +8,6 @@
 
 #include "core/platform.h"
 #include "cuda/fragments.h"
-#include "cuda/work_split.h"
 
 namespace pvq {
 
@@ -31,30 +30,45 @@ struct alignas(8) ChunkScale {
   float scale, sum;
 };
 
-// Rotated activations, value = scale * stored, with one scale a row and 128 columns:
-//   values [chunks, stride, 128] int8, or float16 with a power of two as the scale. The 16-byte
-//          pieces of odd rows are swapped in pairs, so that eight lanes that read one piece of two
-//          rows never meet in a shared-memory bank.
-//   scales [chunks, stride]
+// How the activations of a product are kept: int8 or float16, and in which order. A section is 128
+// bytes of a row and chunk; values are [sections, stride, 128 bytes], in 16-byte units.
+//   kInt8Lanes     columns in order; units of odd rows are swapped in pairs, so that eight lanes
+//                  that read one unit of two rows never meet in a shared-memory bank
+//   kInt8Steps     column 32 t + 8 s + 4 h + i at byte 4 t + i of unit 2 s + h: the operand of a
+//                  warpgroup's products (wgmma.cuh), whose unit u stands at u ^ (row % 8)
+//   kFloat16Steps  two sections b of 64 columns: 16 t + 4 q + 2 h + i of them at value 2 t + i of
+//                  unit 2 q + h, swizzled alike
+enum class ActivationForm { kInt8Lanes, kInt8Steps, kFloat16Steps };
+
+constexpr int kSectionBytes = 128;
+constexpr int sections_of(ActivationForm form) {  // of a row and chunk
+  return form == ActivationForm::kFloat16Steps ? 2 : 1;
+}
+
+// Rotated activations, value = scale * stored, with one scale a row and 128 columns, a power of two
+// for float16. scales [chunks, stride].
 struct QuantizedActivations {
   void* values;
   ChunkScale* scales;
-  int stride;      // rows of a chunk, at least Activations::rows()
-  int item_bytes;  // 1 or 2
+  int stride;  // rows of a section, at least Activations::rows()
 
-  static PVQ_HD constexpr int64_t bytes(int64_t chunks, int64_t stride, int item_bytes) {
-    return chunks * stride * (kChunkCols * item_bytes + int(sizeof(ChunkScale)));
+  static PVQ_HD constexpr int64_t bytes(ActivationForm form, int64_t chunks, int64_t stride) {
+    return chunks * stride * (sections_of(form) * kSectionBytes + int(sizeof(ChunkScale)));
   }
-  static PVQ_HD QuantizedActivations at(void* memory, int64_t chunks, int stride, int item_bytes) {
+  static PVQ_HD QuantizedActivations at(void* memory, ActivationForm form, int64_t chunks,
+                                        int stride) {
     uint8_t* values = static_cast<uint8_t*>(memory);
-    return {values,
-            reinterpret_cast<ChunkScale*>(values + chunks * stride * kChunkCols * item_bytes),
-            stride, item_bytes};
+    return {
+        values,
+        reinterpret_cast<ChunkScale*>(values + chunks * stride * sections_of(form) * kSectionBytes),
+        stride};
   }
-  // Piece `piece` (16 bytes) of a row of a chunk.
-  PVQ_HD uint8_t* piece(int64_t chunk, int row, int piece) const {
-    return static_cast<uint8_t*>(values) + (chunk * stride + row) * (kChunkCols * item_bytes) +
-           ((piece ^ (row & 1)) << 4);
+  PVQ_HD uint8_t* section(int64_t section, int row) const {
+    return static_cast<uint8_t*>(values) + (section * stride + row) * kSectionBytes;
+  }
+  // Offset of a unit in its section.
+  static PVQ_HD int unit(ActivationForm form, int row, int unit) {
+    return (unit ^ (form == ActivationForm::kInt8Lanes ? row & 1 : row & 7)) << 4;
   }
 };
 
@@ -65,35 +79,15 @@ struct ProductTask {
   Activations activations;
   QuantizedActivations quantized;  // values null: the product quantizes itself
   int rows, chunks;                // chunks of a tile
-  // Of the wide products: blocks that have written their sums of a group, and the sums.
+  // Of the wide products (wide_plan.h): blocks that have written their sums of a group, the sums.
   unsigned* counters;
   float* partials;
 };
 
 // Rotates and narrows the activations of a task. Rows of the quantized form beyond those of the
 // activations become zeros, and so do `num_counters` counters. Returns a cudaError_t.
-int quantize_activations(const ProductTask& task, int num_counters, cudaStream_t stream);
-
-// Rows and activations that a block of the wide products takes at a time.
-constexpr int kWideRows = 256;
-constexpr int kWideSlots = 3;  // of partial sums a block: two cut groups, and a whole one
-
-// The memory of a wide product besides its operands: `columns` rows of activations at a time.
-struct WideWorkspace {
-  int64_t quantized, counters, partials;  // bytes of each, which follow each other
-
-  WideWorkspace(int64_t rows, int64_t chunks, int64_t stride, int item_bytes, int columns);
-  int64_t bytes() const { return quantized + counters + partials; }
-  int num_counters() const { return int(counters / sizeof(unsigned)); }
-  // Points a task at it.
-  void place(void* memory, int64_t stride, int item_bytes, ProductTask* task) const;
-};
-
-// How a wide product shares out its work.
-struct WidePlan {
-  WorkSplit split;
-  int column_groups;  // groups of activations
-};
+int quantize_activations(const ProductTask& task, ActivationForm form, int num_counters,
+                         cudaStream_t stream);
 
 struct DeviceLimits {
   int multiprocessors = 0, shared = 0, major = 0;

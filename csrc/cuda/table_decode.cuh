@@ -6,13 +6,14 @@
 // k-quarter t and half h; the columns of a step are not consecutive, and the activations use the
 // same order.
 //
-// Table rows are 256 bytes apart at a shared address that is a multiple of 64 KB, and each lane has
-// its own copy of the entry at byte 4 * lane of the row: one byte permutation makes an address out
-// of a code byte, and no two lanes ever meet in a bank.
+// Table rows are 256 bytes apart, and each lane has its own copy of the entry at byte 4 * lane of
+// the row: one byte permutation makes an offset out of a code byte, and no two lanes ever meet in a
+// bank. The table's address is a constant of the load.
 #pragma once
 
 #include <cstdint>
 
+#include "cuda/product_output.cuh"
 #include "cuda/ptx.cuh"
 
 namespace pvq {
@@ -34,19 +35,20 @@ __device__ __forceinline__ void fill_table(const uint8_t* fragments, uint8_t* ta
   }
 }
 
-// Address of code byte `kByte` of `word`: byte 1 is the code, the rest comes from the lane's base.
+// Offset in the table of the entry of code byte `kByte` of `word`: byte 1 is the code, byte 0 the
+// lane's.
 template <int kByte>
-__device__ __forceinline__ uint32_t table_address(uint32_t word, uint32_t lane_base) {
-  return byte_permute(word, lane_base, 0x7604 | kByte << 4);
+__device__ __forceinline__ uint32_t table_offset(uint32_t word, uint32_t lane_offset) {
+  return byte_permute(word, lane_offset, 0x7604 | kByte << 4);
 }
 
 // Reads entries from the table in shared memory, the lane's own copy.
 struct LaneTable {
-  uint32_t lane_base;
+  uint32_t lane_offset;  // 4 * lane
 
   template <int kByte>
   __device__ __forceinline__ uint32_t entry(uint32_t word) const {
-    return load_shared_word(table_address<kByte>(word, lane_base));
+    return load_shared_word<kTableAddress>(table_offset<kByte>(word, lane_offset));
   }
 };
 

@@ -3,8 +3,6 @@
 
 #include <cuda_runtime.h>
 
-#include "cuda/product_output.cuh"
-#include "cuda/table_decode.cuh"
 #include "cuda/table_product_task.h"
 
 namespace pvq {
@@ -14,28 +12,33 @@ int rows_of(const TableProduct& t) { return t.tokens * (t.residual ? 2 : 1); }
 
 bool is_narrow(const TableProduct& t) { return rows_of(t) <= kNarrowRows; }
 
-// One or two tokens are quantized by every block of the product; more cost less in a launch of
-// their own.
-bool is_fused(const TableProduct& t) {
-  return t.tokens <= 2 && QuantizedActivations::bytes(t.cols / kChunkCols, rows_of(t), 1) <=
-                              int64_t(kTableAddress) - 2048;
-}
+// One or two tokens of few columns are quantized by every block of the product; more cost less in a
+// launch of their own.
+bool is_fused(const TableProduct& t) { return t.tokens * t.cols <= kMostFusedValues; }
 
 int stride_of(const TableProduct& t) {
   const int step = is_narrow(t) ? 1 : table_wide_step(rows_of(t));
   return (rows_of(t) + step - 1) / step * step;
 }
 
-WideWorkspace wide_workspace(const TableProduct& t) {
-  const int step = table_wide_step(rows_of(t));
-  return WideWorkspace(t.rows, t.cols / kChunkCols, stride_of(t), 1, step);
+WideTile tile_of(const TableProduct& t) { return table_wide_tile(table_wide_step(rows_of(t))); }
+
+WidePlan plan_of(const TableProduct& t) {
+  return WidePlan::of(tile_of(t), t.rows, t.cols / kChunkCols, stride_of(t),
+                      device_limits().multiprocessors);
+}
+
+WideWorkspace workspace_of(const TableProduct& t) {
+  return WideWorkspace(tile_of(t), plan_of(t), ActivationForm::kInt8Steps, t.cols / kChunkCols,
+                       stride_of(t));
 }
 
 }  // namespace
 
 int64_t table_product_workspace(const TableProduct& t) {
-  if (!is_narrow(t)) return wide_workspace(t).bytes();
-  return is_fused(t) ? 0 : QuantizedActivations::bytes(t.cols / kChunkCols, stride_of(t), 1);
+  if (!is_narrow(t)) return workspace_of(t).bytes();
+  if (is_fused(t)) return 0;
+  return QuantizedActivations::bytes(ActivationForm::kInt8Lanes, t.cols / kChunkCols, stride_of(t));
 }
 
 int table_product_cuda(const TableProduct& t, void* stream) {
@@ -50,16 +53,17 @@ int table_product_cuda(const TableProduct& t, void* stream) {
   task.chunks = int(t.cols / kChunkCols);
   const int processors = device_limits().multiprocessors;
   if (!is_narrow(t)) {
-    const WideWorkspace workspace = wide_workspace(t);
-    workspace.place(t.workspace, stride_of(t), 1, &task);
-    if (const int error = quantize_activations(task, workspace.num_counters(), queue)) return error;
+    constexpr ActivationForm kForm = ActivationForm::kInt8Steps;
+    workspace_of(t).place(t.workspace, kForm, stride_of(t), &task);
+    if (const int error = quantize_activations(task, kForm, plan_of(t).groups, queue)) return error;
     return t.bits == 2   ? table_product_wide_2(task, processors, queue)
            : t.bits == 3 ? table_product_wide_3(task, processors, queue)
                          : table_product_wide_4(task, processors, queue);
   }
   if (!is_fused(t)) {
-    task.quantized = QuantizedActivations::at(t.workspace, task.chunks, stride_of(t), 1);
-    if (const int error = quantize_activations(task, 0, queue)) return error;
+    constexpr ActivationForm kForm = ActivationForm::kInt8Lanes;
+    task.quantized = QuantizedActivations::at(t.workspace, kForm, task.chunks, stride_of(t));
+    if (const int error = quantize_activations(task, kForm, 0, queue)) return error;
   }
   return t.bits == 2   ? table_product_2(task, processors, queue)
          : t.bits == 3 ? table_product_3(task, processors, queue)

@@ -6,8 +6,7 @@
 // takes chunk (128 columns) 16 i + w of every tile, so its activations are the same for all tiles
 // and stay in registers, and sums of a tile meet once, in shared memory, in a fixed order.
 //
-//   shared memory, by address           0x10000           0x20000
-//   | activations (fused form)          | table, a copy a lane | ring of codes | partial sums |
+//   shared memory: | table, partial sums in its gaps | ring of codes | activations (fused form) |
 //
 // Weights come through a ring of asynchronous copies that are private to a lane: it reads the 16
 // bytes that it copied itself, so the main loop has no barrier. (A ring in registers ran at half
@@ -38,13 +37,14 @@ template <int kBits>
 struct ProductShape {
   using Chunk = TableChunk<kBits>;
   static constexpr int kStageBytes = kWarps * Chunk::kBytes;
-  // 48 to 64 KB in flight: an H200 needs some 32 KB an SM to keep its memory busy.
-  static constexpr int kStages = kBits == 2 ? 6 : kBits == 3 ? 5 : 4;
+  // 96 KB in flight: twice what keeps an H200's memory busy, so that it stays so while the
+  // activations are rotated.
+  static constexpr int kStages = kBits == 2 ? 12 : kBits == 3 ? 8 : 6;
   static constexpr int kRingAddress = kTableEnd;
-  static constexpr int kSumsAddress = kRingAddress + kStages * kStageBytes;
+  static constexpr int kActivationsAddress = kRingAddress + kStages * kStageBytes;
   static constexpr int kOffsetsAddress = kEndAddress - kNarrowRows * 4;
-  static constexpr int kSumsBytes = kOffsetsAddress - kSumsAddress;
 };
+constexpr int kSumsBytes = 32 * 1024;
 
 // Floats between the sums of one row of activations and the next: with 16, the lanes of a warp that
 // write two rows would meet in a bank.
@@ -103,22 +103,30 @@ __global__ void __launch_bounds__(kThreads, 1)
              int64_t(copy_pass) * J * Shape::kStageBytes;
     }
   };
+  // Half of the ring before the table is asked for, half behind it.
 #pragma unroll
-  for (int stage = 0; stage < Shape::kStages - 1; ++stage) copy_next(stage % J);
-
+  for (int stage = 0; stage < Shape::kStages / 2; ++stage) copy_next(stage % J);
   fill_table(task.weights, shared + (kTableAddress - kFirstAddress), kThreads);
+#pragma unroll
+  for (int stage = Shape::kStages / 2; stage < Shape::kStages - 1; ++stage) copy_next(stage % J);
 
   // --- the activations
-  float* sums = reinterpret_cast<float*>(shared + (Shape::kSumsAddress - kFirstAddress));
+  const auto sum_at = [&](int i) {
+    return reinterpret_cast<float*>(shared + (beside_table(i * 4) - kFirstAddress));
+  };
   float* offset = reinterpret_cast<float*>(shared + (Shape::kOffsetsAddress - kFirstAddress));
+  constexpr ActivationForm kForm = ActivationForm::kInt8Lanes;
   QuantizedActivations a = task.quantized;
   if (!a.values) {
-    a = QuantizedActivations::at(shared, chunks, rows, 1);
-    const PieceRotation rotation(x.block);
+    a = QuantizedActivations::at(shared + (Shape::kActivationsAddress - kFirstAddress), kForm,
+                                 chunks, rows);
+    const PieceRotation rotation(x.block, x.type);
+    const PieceShare share(x.block, warp, kWarps);
+    const PieceSigns signs(x, share, 0);
     wait_for_previous_kernel();
     allow_next_kernel();
     for (int token = 0; token < x.tokens; ++token)
-      quantize_token<1>(x, rotation, a, token, warp, kWarps);
+      quantize_token<kForm>(x, rotation, signs, a, token, share);
   } else {
     wait_for_previous_kernel();
     allow_next_kernel();
@@ -134,7 +142,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 
   // --- the product
-  const LaneTable table{uint32_t(kTableAddress | lane * 4)};
+  const LaneTable table{uint32_t(lane * 4)};
   const int row = lane / 4, quarter = lane % 4;  // of the fragment
   const int stride = sums_stride(rows);
   const int magic[4] = {kMagicBits, kMagicBits, kMagicBits, kMagicBits};
@@ -153,7 +161,8 @@ __global__ void __launch_bounds__(kThreads, 1)
           if (row < rows) {
 #pragma unroll
             for (int h = 0; h < 2; ++h)
-              b[j][h] = *reinterpret_cast<const uint4*>(a.piece(chunk, row, 2 * quarter + h));
+              b[j][h] = *reinterpret_cast<const uint4*>(a.section(chunk, row) +
+                                                        a.unit(kForm, row, 2 * quarter + h));
           }
           const ChunkScale* scales = a.scales + chunk * a.stride + 2 * quarter;
           if (2 * quarter < rows) scale[j].x = scales[0].scale;
@@ -161,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
 
-      float* partial = sums + warp * rows * stride;
+      int partial = warp * rows * stride;
 #pragma unroll 1
       for (int tile = 0; tile < group_tiles; ++tile) {
         float out[4] = {};
@@ -192,7 +201,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int i = 0; i < 4; ++i) {
           const int column = 2 * quarter + (i & 1);
           if (column < rows) {
-            float* place = partial + column * stride + row + (i >> 1) * 8;
+            float* place = sum_at(partial + column * stride + row + (i >> 1) * 8);
             *place = pass ? *place + out[i] : out[i];
           }
         }
@@ -209,10 +218,10 @@ __global__ void __launch_bounds__(kThreads, 1)
       float total = 0;
       for (int slot = 0; slot < x.slots; ++slot) {
         const int column = token * x.slots + slot;
-        const float* from = sums + (tile * kWarps * rows + column) * stride + in_tile;
+        const int from = (tile * kWarps * rows + column) * stride + in_tile;
         float sum = 0;
 #pragma unroll
-        for (int w = 0; w < kWarps; ++w) sum += from[w * rows * stride];
+        for (int w = 0; w < kWarps; ++w) sum += *sum_at(from + w * rows * stride);
         total += kBits == 3 ? 2 * sum + offset[column] : sum;
       }
       const int64_t out_row = (first_tile + group + tile) * kTileRows + in_tile;
@@ -230,8 +239,11 @@ int launch_table_product(const ProductTask& task, int multiprocessors, cudaStrea
   const int rows = task.activations.rows();
   NarrowPlan plan;
   plan.passes = (task.chunks + J * kWarps - 1) / (J * kWarps);
-  plan.group = Shape::kSumsBytes / (kWarps * rows * sums_stride(rows) * int(sizeof(float)));
-  static_assert(Shape::kSumsBytes >= kWarps * kNarrowRows * 20 * 4);
+  plan.group = kSumsBytes / (kWarps * rows * sums_stride(rows) * int(sizeof(float)));
+  static_assert(kSumsBytes >= kWarps * kNarrowRows * 20 * 4);
+  static_assert(
+      QuantizedActivations::bytes(ActivationForm::kInt8Lanes, kMostFusedValues / kChunkCols, 2) <=
+      Shape::kOffsetsAddress - Shape::kActivationsAddress);
   const int grid = std::min(int(tiles_of(task.rows)), multiprocessors);
   const auto kernel = table_product_kernel<kBits, J>;
   return launch_overlapped(kernel, dim3(unsigned(grid)), kThreads, kSharedBytes, stream, task,

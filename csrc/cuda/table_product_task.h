@@ -4,19 +4,30 @@
 
 #include "cuda/product_task.h"
 #include "cuda/table_matmul.h"
+#include "cuda/wide_plan.h"
 
 namespace pvq {
+
+// Up to this many values (tokens * columns) are rotated by every block of a narrow product.
+constexpr int64_t kMostFusedValues = 8192;
 
 // Up to kNarrowRows rows of activations; warps share a tile's columns.
 int table_product_2(const ProductTask& task, int multiprocessors, cudaStream_t stream);
 int table_product_3(const ProductTask& task, int multiprocessors, cudaStream_t stream);
 int table_product_4(const ProductTask& task, int multiprocessors, cudaStream_t stream);
 
-// Any number; warps own rows. Needs quantized activations with a multiple of table_wide_step rows.
+// Any number; warpgroups own rows. Needs activations in the form kInt8Steps, a multiple of
+// table_wide_step rows.
 int table_product_wide_2(const ProductTask& task, int multiprocessors, cudaStream_t stream);
 int table_product_wide_3(const ProductTask& task, int multiprocessors, cudaStream_t stream);
 int table_product_wide_4(const ProductTask& task, int multiprocessors, cudaStream_t stream);
 
-constexpr int table_wide_step(int rows) { return rows <= 16 ? 16 : rows <= 32 ? 32 : 64; }
+constexpr int table_wide_step(int rows) {
+  return rows <= 16 ? 16 : rows <= 32 ? 32 : rows <= 64 || (rows > 128 && rows <= 192) ? 64 : 128;
+}
+// 128 columns need the registers of two warpgroups, which read them for 128 rows.
+constexpr WideTile table_wide_tile(int columns) {
+  return {columns, columns == 128 ? 2 : 4, columns <= 32 ? 4 : columns == 64 ? 2 : 1};
+}
 
 }  // namespace pvq

@@ -1,9 +1,9 @@
 // The products of the table codes for many tokens; csrc/cuda/table_wide_{2,3,4}.cu instantiate
 // them.
 //
-// Limits at 64 tokens and 2 bits, a chunk (2048 weights): 32 int8 products, some 53 clocks of an
-// SM's tensor cores at the rate of mma.sync; 24 wavefronts of codes and table and 34 of
-// activations; decoding 65, folding 64 and loading 12 instructions, 37 clocks of issue.
+// Limits at 64 tokens and 2 bits, 64 rows of a chunk: the tensor cores take 128 clocks of an SM;
+// shared memory 192 (64 wavefronts of table, 64 of activations, 32 of codes, 32 of scales); issue
+// 160 (decoding 50, folding 96).
 #pragma once
 
 #include "cuda/table_decode.cuh"
@@ -17,10 +17,10 @@ struct TableOperand {
   using Chunk = TableChunk<kBits>;
   static constexpr int kHeaderBytes = int(kTableBytes);
   static constexpr int kChunkBytes = Chunk::kBytes;
-  static constexpr int kValueBytes = kChunkCols;
+  static constexpr ActivationForm kForm = ActivationForm::kInt8Steps;
   static constexpr bool kTable = true;
-  static constexpr int kMostDepth = 2;
   static constexpr bool kHalfOdd = kBits == 3;
+  static constexpr WideTile tile(int columns) { return table_wide_tile(columns); }
 
   static __device__ __forceinline__ void prepare(const uint8_t* weights, uint8_t* table,
                                                  int threads) {
@@ -34,7 +34,7 @@ struct TableOperand {
     uint32_t w[4][4];
 
     __device__ __forceinline__ void load(uint32_t from, int lane) {
-      const LaneTable table{uint32_t(kTableAddress | lane * 4)};
+      const LaneTable table{uint32_t(lane * 4)};
       Chunk chunk;
       chunk.load(from, lane);
       chunk.template decode<0>(table, w[0]);
@@ -44,48 +44,17 @@ struct TableOperand {
     }
   };
 
-  // A lane's 32 columns of one row: pieces 2 quarter and 2 quarter + 1, which are neighbours
-  // whichever way the row's pieces are swapped.
-  struct Columns {
-    uint4 low, high;
-
-    __device__ __forceinline__ void load(uint32_t from, int lane) {
-      const int row = lane / 4, quarter = lane % 4;
-      const uint32_t piece = row * kValueBytes + ((2 * quarter ^ (row & 1)) << 4);
-      low = load_shared_vector(from + piece);
-      high = load_shared_vector(from + (piece ^ 16));
-    }
-  };
-
-  // Integers on top of kMagicBits.
   using Sum = int;
-  static __device__ __forceinline__ float sum_of(Sum sum) { return __int_as_float(sum) - kMagic; }
+  static __device__ __forceinline__ float sum_of(Sum sum) {
+    return __int_as_float(sum + kMagicBits) - kMagic;
+  }
 
-  template <int kTiles, int kPairs>
-  static __device__ __forceinline__ void multiply(const Tile (&tile)[kTiles],
-                                                  const Columns (&columns)[kPairs],
-                                                  Sum (&sums)[kTiles][kPairs][4]) {
-    const int magic[4] = {kMagicBits, kMagicBits, kMagicBits, kMagicBits};
+  template <int kSums>
+  static __device__ __forceinline__ void multiply(const Tile& tile, uint32_t section, int,
+                                                  Sum (&sums)[kSums]) {
+    const uint64_t b = wgmma_operand(section);
 #pragma unroll
-    for (int r = 0; r < kTiles; ++r)
-#pragma unroll
-      for (int p = 0; p < kPairs; ++p)
-        mma_int8(sums[r][p], tile[r].w[0], columns[p].low.x, columns[p].low.y, magic);
-#pragma unroll
-    for (int r = 0; r < kTiles; ++r)
-#pragma unroll
-      for (int p = 0; p < kPairs; ++p)
-        mma_int8(sums[r][p], tile[r].w[1], columns[p].low.z, columns[p].low.w, sums[r][p]);
-#pragma unroll
-    for (int r = 0; r < kTiles; ++r)
-#pragma unroll
-      for (int p = 0; p < kPairs; ++p)
-        mma_int8(sums[r][p], tile[r].w[2], columns[p].high.x, columns[p].high.y, sums[r][p]);
-#pragma unroll
-    for (int r = 0; r < kTiles; ++r)
-#pragma unroll
-      for (int p = 0; p < kPairs; ++p)
-        mma_int8(sums[r][p], tile[r].w[3], columns[p].high.z, columns[p].high.w, sums[r][p]);
+    for (int s = 0; s < 4; ++s) wgmma_int8(sums, tile.w[s], wgmma_step(b, s), s > 0);
   }
 };
 
@@ -93,11 +62,13 @@ template <int kBits>
 int launch_table_wide(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
   switch (table_wide_step(task.activations.rows())) {
     case 16:
-      return launch_wide<TableOperand<kBits>, 2>(task, multiprocessors, stream);
+      return launch_wide<TableOperand<kBits>, 16>(task, multiprocessors, stream);
     case 32:
-      return launch_wide<TableOperand<kBits>, 4>(task, multiprocessors, stream);
+      return launch_wide<TableOperand<kBits>, 32>(task, multiprocessors, stream);
+    case 64:
+      return launch_wide<TableOperand<kBits>, 64>(task, multiprocessors, stream);
     default:
-      return launch_wide<TableOperand<kBits>, 8>(task, multiprocessors, stream);
+      return launch_wide<TableOperand<kBits>, 128>(task, multiprocessors, stream);
   }
 }
 

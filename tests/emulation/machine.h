@@ -12,13 +12,16 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <thread>
 #include <vector>
 
 // The CUDA headers have been read as host code; what follows them is the device's.
 #undef __CUDA_ARCH__
 #define __CUDA_ARCH__ 900
+#define __CUDA_ARCH_FEAT_SM90_ALL
 #define __launch_bounds__(...)
 #define __grid_constant__
 #ifndef __forceinline__
@@ -34,11 +37,54 @@ struct Warp {
   alignas(16) uint8_t box[32][32];
 };
 
+// A barrier in shared memory (ptx.cuh). The one who first asks for the end of a phase makes its
+// copies.
+struct Barrier {
+  std::mutex mutex;
+  int expected = 0, missing = 0, phase = 0;
+  long announced = 0;
+  struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+  };
+  std::vector<Copy> copies;
+
+  void arrive(int bytes) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (--missing < 0) std::abort();
+    announced += bytes;
+    if (missing == 0 && announced == 0 && copies.empty()) next();
+  }
+  void copy(void* to, const void* from, size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    copies.push_back({to, from, bytes});
+    announced -= long(bytes);
+  }
+  bool passed(int parity) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (missing == 0 && announced == 0) {
+      for (const Copy& c : copies) std::memcpy(c.to, c.from, c.bytes);
+      copies.clear();
+      next();
+    }
+    return phase % 2 != parity;
+  }
+  void next() { missing = expected, ++phase; }
+};
+
 struct Block {
   explicit Block(int threads) : meeting(threads), warps(threads / 32) {
     // Poisoned: what is read before it was written shows.
     shared.assign(kEndAddress, 0xCD);
   }
+  Barrier& barrier(uint32_t address) {
+    if (address % 8) std::abort();
+    const std::lock_guard<std::mutex> lock(barriers_mutex);
+    return barriers[address];
+  }
+  std::mutex barriers_mutex;
+  std::map<uint32_t, Barrier> barriers;
   std::vector<uint8_t> shared;
   std::barrier<> meeting;
   std::vector<Warp> warps;
@@ -136,6 +182,7 @@ T __shfl_xor_sync(unsigned, T value, int distance) {
   return __shfl_sync(~0u, value, emulation::self.lane() ^ distance);
 }
 inline void __syncthreads() { emulation::self.block->meeting.arrive_and_wait(); }
+inline void __syncwarp() { emulation::self.warp().meeting.arrive_and_wait(); }
 inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline void __nanosleep(unsigned) { std::this_thread::yield(); }
 inline unsigned atomicAdd(unsigned* p, unsigned n) {

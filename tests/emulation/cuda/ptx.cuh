@@ -35,7 +35,10 @@ T load_shared(uint32_t address) {
   std::memcpy(&v, shared_at(address, sizeof(T)), sizeof(T));
   return v;
 }
-inline uint32_t load_shared_word(uint32_t address) { return load_shared<uint32_t>(address); }
+template <int kOffset>
+uint32_t load_shared_word(uint32_t address) {
+  return load_shared<uint32_t>(address + kOffset);
+}
 inline uint2 load_shared_pair(uint32_t address) { return load_shared<uint2>(address); }
 inline uint4 load_shared_vector(uint32_t address) { return load_shared<uint4>(address); }
 
@@ -57,6 +60,26 @@ void cp_async_wait() {
   }
 }
 
+// Bulk copies too are made when somebody waits for their barrier.
+inline void barrier_init(uint32_t barrier, int arrivals) {
+  emulation::Barrier& b = self.block->barrier(barrier);
+  b.expected = b.missing = arrivals;
+}
+inline void barrier_init_fence() {}
+inline void barrier_arrive(uint32_t barrier) { self.block->barrier(barrier).arrive(0); }
+inline void barrier_arrive_expecting(uint32_t barrier, int bytes) {
+  self.block->barrier(barrier).arrive(bytes);
+}
+inline void barrier_wait(uint32_t barrier, int parity) {
+  emulation::Barrier& b = self.block->barrier(barrier);
+  while (!b.passed(parity)) std::this_thread::yield();
+}
+inline void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier) {
+  if (bytes % 16 || to % 16 || uintptr_t(from) % 16) std::abort();
+  if (to < emulation::kFirstAddress || to + bytes > emulation::kEndAddress) std::abort();
+  self.block->barrier(barrier).copy(self.block->shared.data() + to, from, bytes);
+}
+
 inline void wait_for_previous_kernel() {}
 inline void allow_next_kernel() {}
 inline unsigned load_acquire(const unsigned* p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
@@ -67,7 +90,9 @@ inline float max_or_nan(float a, float b) {
 inline float reciprocal(float v) { return 1 / v; }
 
 constexpr uint32_t kTf32Mask = ~0x1FFFu;
-inline uint32_t to_tf32(float v) { return (__float_as_uint(v) + 0x1000) & kTf32Mask; }
+inline uint32_t to_tf32(float v) {
+  return std::isnan(v) ? 0x7FC00000 : (__float_as_uint(v) + 0x1000) & kTf32Mask;
+}
 
 struct Operands {
   uint32_t a[4], b[2];
@@ -106,6 +131,11 @@ inline void mma_float16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint
     __half_raw raw;
     raw.x = uint16_t(word >> (16 * i));
     return __half2float(__half(raw));
+  });
+}
+inline void mma_bfloat16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  multiply<16, 2>(d, a, b0, b1, d, [](uint32_t word, int i) {
+    return __uint_as_float(i ? word & 0xFFFF0000u : word << 16);
   });
 }
 inline void mma_int8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,

@@ -1,0 +1,47 @@
+// The shares of a wide product.
+#include "cuda/wide_plan.h"
+
+#include <algorithm>
+
+namespace pvq {
+namespace {
+
+int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+}  // namespace
+
+WidePlan WidePlan::of(const WideTile& tile, int64_t rows, int64_t chunks, int64_t stride,
+                      int multiprocessors) {
+  WidePlan plan;
+  plan.column_groups = int(stride / tile.columns);
+  // Wide groups read the activations less often; narrow ones leave fewer sums of groups that are
+  // cut between blocks, where there are fewer groups than multiprocessors.
+  for (plan.depth = 1;; plan.depth *= 2) {
+    plan.row_parts = tile.warpgroups / plan.depth;
+    const int64_t group_rows = kWarpgroupRows * plan.row_parts;
+    plan.groups = int((rows + group_rows - 1) / group_rows * plan.column_groups);
+    if (plan.depth == tile.max_depth || 4 * plan.groups >= 3 * multiprocessors) break;
+  }
+  plan.split.group_steps = int((chunks + plan.depth - 1) / plan.depth);
+  plan.split.steps = int64_t(plan.groups) * plan.split.group_steps;
+  plan.split.blocks = int(std::min<int64_t>(plan.split.steps, multiprocessors));
+  return plan;
+}
+
+WideWorkspace::WideWorkspace(const WideTile& tile, const WidePlan& plan, ActivationForm form,
+                             int64_t chunks, int64_t stride) {
+  activations = round_up(QuantizedActivations::bytes(form, chunks, stride), 16);
+  counters = round_up(plan.groups * int64_t(sizeof(unsigned)), 16);
+  partials = int64_t(plan.split.blocks) * kPartialSlots * plan.row_parts * kWarpgroupRows *
+             tile.columns * int64_t(sizeof(float));
+}
+
+void WideWorkspace::place(void* memory, ActivationForm form, int64_t stride,
+                          ProductTask* task) const {
+  uint8_t* bytes = static_cast<uint8_t*>(memory);
+  task->quantized = QuantizedActivations::at(bytes, form, task->chunks, int(stride));
+  task->counters = reinterpret_cast<unsigned*>(bytes + activations);
+  task->partials = reinterpret_cast<float*>(bytes + activations + counters);
+}
+
+}  // namespace pvq
