@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kWarps * 32)
          i += warps * 32) {
       uint8_t* section = out.section(i / (kSectionBytes / 16), row);
       reinterpret_cast<uint4*>(section)[i % (kSectionBytes / 16)] = make_uint4(0, 0, 0, 0);
-      if (i % kUnits == 0) out.scales[i / kUnits * out.stride + row] = {0, 0};
+      if (i % kUnits == 0) out.scale(i / kUnits, row) = out.sum(i / kUnits, row) = 0;
     }
   }
 }

@@ -4,9 +4,10 @@
 // A warp rotates a piece of 256 columns on the tensor cores. A Hadamard transform is one 2 x 2
 // transform for each bit of the position, so four bits can be one product with H_16 and the other
 // four another: C = A1 X, an exact m16n8k16 product of X as it is, then C B2, m16n8k8 products in
-// tf32, for which C is rounded to 2^-11. The fragment of the result of the first product is the
-// left fragment of the second, so no value moves between lanes. Position bits (7 ... 0) that each
-// index of the instructions stands for, l = 4 g + t a lane:
+// tf32, which cut C off after 10 bits (to round it would take three instructions a value). The
+// fragment of the result of the first product is the left fragment of the second, so no value moves
+// between lanes. Position bits (7 ... 0) that each index of the instructions stands for, l = 4 g +
+// t a lane:
 //
 //   load    X[s][q] item i         7: s    6 5 4: g       3 2: t    1: q    0: i
 //   first   contracts s, t, i      result rows g + 8 u: 7, 3, 2 and 0 (u); columns 6 5 4; q apart
@@ -98,8 +99,8 @@ struct PieceRotation {
       float out[4] = {0, 0, 0, 0};
 #pragma unroll
       for (int q = 0; q < 2; ++q) {
-        const uint32_t left[4] = {to_tf32(c[q][0]), to_tf32(c[q][2]), to_tf32(c[q][1]),
-                                  to_tf32(c[q][3])};
+        const uint32_t left[4] = {__float_as_uint(c[q][0]), __float_as_uint(c[q][2]),
+                                  __float_as_uint(c[q][1]), __float_as_uint(c[q][3])};
         mma_tf32(out, left, b[q][p][0], b[q][p][1]);
       }
       v[p][0] = out[0], v[p][1] = out[2], v[p][2] = out[1], v[p][3] = out[3];
@@ -223,7 +224,7 @@ __device__ __forceinline__ void write_int8(const Activations& a, const Quantized
         total += __shfl_xor_sync(~0u, total, distance);
     }
     if (inside && lane % 16 == 0)
-      out.scales[chunk * out.stride + row] = {scale, scale * static_cast<float>(total)};
+      out.scale(chunk, row) = scale, out.sum(chunk, row) = scale * static_cast<float>(total);
     scale *= 1 / 254.0f;
   }
 }
@@ -249,7 +250,7 @@ __device__ __forceinline__ void write_float16(const Activations& a, const Quanti
     *reinterpret_cast<uint32_t*>(section + out.unit(kForm, token, 2 * (g & 3) + 1) + 4 * t) =
         *reinterpret_cast<const uint32_t*>(&high);
   }
-  if (lane % 16 == 0) out.scales[chunk * out.stride + token] = {scale, 0.0f};
+  if (lane % 16 == 0) out.scale(chunk, token) = scale;
 }
 
 // Rotates and writes pieces n ... n + kPieces - 1 of a share, loaded already; a whole warp calls
@@ -281,7 +282,7 @@ __device__ __forceinline__ void rotate_and_write(const Activations& a,
         }
       }
   }
-  const float factor = a.block > 0 ? rsqrtf(static_cast<float>(a.block)) : 1.0f;
+  const float factor = a.block > 0 ? reciprocal_root(static_cast<float>(a.block)) : 1.0f;
 #pragma unroll
   for (int k = 0; k < kPieces; ++k) {
     if constexpr (kForm == ActivationForm::kFloat16Steps) {

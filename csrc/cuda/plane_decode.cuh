@@ -20,16 +20,6 @@ struct PlaneChunk {
   uint4 section[kSections];
   uint32_t scales[kGroup == 16 ? 2 : 4];
 
-  static __device__ __forceinline__ void copy_async(uint32_t to, const uint8_t* from, int lane) {
-#pragma unroll
-    for (int s = 0; s < kSections; ++s)
-      cp_async_16(to + s * 512 + lane * 16, from + s * 512 + lane * 16);
-    if constexpr (kGroup == 16) {
-      cp_async_8(to + kSections * 512 + lane * 8, from + kSections * 512 + lane * 8);
-    } else {
-      cp_async_16(to + kSections * 512 + lane * 16, from + kSections * 512 + lane * 16);
-    }
-  }
   __device__ __forceinline__ void load(uint32_t from, int lane) {
 #pragma unroll
     for (int s = 0; s < kSections; ++s) section[s] = load_shared_vector(from + s * 512 + lane * 16);

@@ -13,14 +13,17 @@ int stride_of(const PlaneProduct& t) {
   return (t.tokens + step - 1) / step * step;
 }
 
+WideTile tile_of(const PlaneProduct& t) {
+  return plane_wide_tile(t.bits, t.group, plane_step(t.tokens));
+}
+
 WidePlan plan_of(const PlaneProduct& t) {
-  return WidePlan::of(plane_wide_tile(plane_step(t.tokens)), t.rows, t.cols / kChunkCols,
-                      stride_of(t), device_limits().multiprocessors);
+  return WidePlan::of(tile_of(t), t.rows, t.cols / kChunkCols, stride_of(t),
+                      device_limits().multiprocessors);
 }
 
 WideWorkspace workspace_of(const PlaneProduct& t) {
-  return WideWorkspace(plane_wide_tile(plane_step(t.tokens)), plan_of(t), kForm,
-                       t.cols / kChunkCols, stride_of(t));
+  return WideWorkspace(tile_of(t), plan_of(t), t.cols / kChunkCols, stride_of(t));
 }
 
 }  // namespace

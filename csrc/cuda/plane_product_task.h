@@ -2,6 +2,7 @@
 // seconds to compile.
 #pragma once
 
+#include "cuda/plane_matmul.h"
 #include "cuda/wide_plan.h"
 
 namespace pvq {
@@ -11,8 +12,15 @@ int plane_product_6(const ProductTask& task, int group, int multiprocessors, cud
 int plane_product_8(const ProductTask& task, int group, int multiprocessors, cudaStream_t stream);
 
 constexpr int plane_step(int rows) { return rows <= 8 ? 8 : rows <= 16 ? 16 : 64; }
-constexpr WideTile plane_wide_tile(int columns) {
-  return {columns, columns == 64 ? 2 : 4, columns == 8 ? 4 : columns == 16 ? 2 : 1};
+PVQ_HD constexpr WideTile plane_wide_tile(int bits, int group, int columns) {
+  return {columns,
+          columns == 64 ? 2 : 4,
+          columns == 8    ? 4
+          : columns == 16 ? 2
+                          : 1,
+          ActivationForm::kFloat16Steps,
+          int(plane_chunk_bytes(bits, group)),
+          false};
 }
 
 }  // namespace pvq

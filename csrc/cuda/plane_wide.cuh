@@ -17,14 +17,8 @@ struct PlaneOperand {
   using Chunk = PlaneChunk<kBits, kGroup>;
   static constexpr int kHeaderBytes = 0;
   static constexpr int kChunkBytes = Chunk::kBytes;
-  static constexpr ActivationForm kForm = ActivationForm::kFloat16Steps;
-  static constexpr bool kTable = false;
   static constexpr bool kHalfOdd = false;
-  static constexpr WideTile tile(int columns) { return plane_wide_tile(columns); }
-
-  static __device__ __forceinline__ void copy_async(uint32_t to, const uint8_t* from, int lane) {
-    Chunk::copy_async(to, from, lane);
-  }
+  static PVQ_HD constexpr WideTile tile(int columns) { return plane_wide_tile(kBits, kGroup, columns); }
 
   struct Tile {
     uint32_t a[2][4][4];  // [b][q] fragments

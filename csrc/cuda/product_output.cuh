@@ -6,16 +6,9 @@
 
 #include "cuda/product_task.h"
 #include "cuda/ptx.cuh"
+#include "cuda/shared_memory.h"
 
 namespace pvq {
-
-constexpr int kSharedBytes = 227 * 1024;
-// Shared addresses of a block start at 1 KB; what lies below belongs to the system.
-constexpr int kFirstAddress = 1024;
-constexpr int kEndAddress = kSharedBytes + kFirstAddress;
-// 64 KB of table, of whose rows of 256 bytes the table fills the first halves.
-constexpr int kTableAddress = kFirstAddress;
-constexpr int kTableEnd = kTableAddress + 0x10000;
 
 // Address of byte `offset` (below 32 KB) of the rows' second halves.
 __device__ __forceinline__ uint32_t beside_table(uint32_t offset) {

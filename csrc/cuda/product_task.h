@@ -20,14 +20,9 @@ struct Activations {
   int tokens, block;
   uint64_t seed;
   int slots;  // 1, or 2 with the residual pass
-  bool sums;  // whether the product needs ChunkScale::sum
+  bool sums;  // whether the product needs QuantizedActivations::sum
 
   PVQ_HD int rows() const { return tokens * slots; }
-};
-
-// A scale of 128 values and, where it is asked for, what they sum to, times the scale.
-struct alignas(8) ChunkScale {
-  float scale, sum;
 };
 
 // How the activations of a product are kept: int8 or float16, and in which order. A section is 128
@@ -41,31 +36,32 @@ struct alignas(8) ChunkScale {
 enum class ActivationForm { kInt8Lanes, kInt8Steps, kFloat16Steps };
 
 constexpr int kSectionBytes = 128;
-constexpr int sections_of(ActivationForm form) {  // of a row and chunk
+PVQ_HD constexpr int sections_of(ActivationForm form) {  // of a row and chunk
   return form == ActivationForm::kFloat16Steps ? 2 : 1;
 }
 
 // Rotated activations, value = scale * stored, with one scale a row and 128 columns, a power of two
-// for float16. scales [chunks, stride].
+// for float16.
 struct QuantizedActivations {
   void* values;
-  ChunkScale* scales;
-  int stride;  // rows of a section, at least Activations::rows()
+  float* scales;  // [chunks, 2, stride]: the scales, and where asked for what the values sum to
+  int stride;     // rows of a section, at least Activations::rows()
 
   static PVQ_HD constexpr int64_t bytes(ActivationForm form, int64_t chunks, int64_t stride) {
-    return chunks * stride * (sections_of(form) * kSectionBytes + int(sizeof(ChunkScale)));
+    return chunks * stride * (sections_of(form) * kSectionBytes + 2 * int(sizeof(float)));
   }
   static PVQ_HD QuantizedActivations at(void* memory, ActivationForm form, int64_t chunks,
                                         int stride) {
     uint8_t* values = static_cast<uint8_t*>(memory);
-    return {
-        values,
-        reinterpret_cast<ChunkScale*>(values + chunks * stride * sections_of(form) * kSectionBytes),
-        stride};
+    return {values,
+            reinterpret_cast<float*>(values + chunks * stride * sections_of(form) * kSectionBytes),
+            stride};
   }
   PVQ_HD uint8_t* section(int64_t section, int row) const {
     return static_cast<uint8_t*>(values) + (section * stride + row) * kSectionBytes;
   }
+  PVQ_HD float& scale(int64_t chunk, int row) const { return scales[2 * chunk * stride + row]; }
+  PVQ_HD float& sum(int64_t chunk, int row) const { return scales[(2 * chunk + 1) * stride + row]; }
   // Offset of a unit in its section.
   static PVQ_HD int unit(ActivationForm form, int row, int unit) {
     return (unit ^ (form == ActivationForm::kInt8Lanes ? row & 1 : row & 7)) << 4;

@@ -26,11 +26,17 @@ __device__ __forceinline__ uint32_t byte_signs(uint32_t word) {
   return byte_permute(word, 0, 0xBA98);
 }
 
-// At `address` + kOffset. Not volatile: for tables that nothing writes while they are read.
+// At `address` + kOffset. For tables that nothing writes while they are read: not volatile.
 template <int kOffset>
-__device__ __forceinline__ uint32_t load_shared_word(uint32_t address) {
+__device__ __forceinline__ uint32_t look_up_word(uint32_t address) {
   uint32_t r;
   asm("ld.shared.u32 %0, [%1 + %2];" : "=r"(r) : "r"(address), "n"(kOffset));
+  return r;
+}
+
+__device__ __forceinline__ uint32_t load_shared_word(uint32_t address) {
+  uint32_t r;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r) : "r"(address));
   return r;
 }
 
@@ -89,6 +95,24 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
       "r"(parity)
       : "memory");
 }
+// Registers of a thread from here on; whole warpgroups call it. What some give up others may take.
+template <int kRegisters>
+__device__ __forceinline__ void give_registers_up() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
+}
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
+#endif
+}
+
+// A barrier of the first `threads` threads of the block, whole warps.
+__device__ __forceinline__ void barrier_of_first(int threads) {
+  asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
+}
 // One thread copies `bytes`, a multiple of 16, which `barrier` expects.
 __device__ __forceinline__ void copy_bulk(uint32_t to_shared, const void* from, int bytes,
                                           uint32_t barrier) {
@@ -125,19 +149,19 @@ __device__ __forceinline__ float max_or_nan(float a, float b) {
   return r;
 }
 
-// 1 / v to within an ulp or two.
+// 1 / v and 1 / sqrt(v) to within an ulp or two; numbers below 2^-126 are zeros.
 __device__ __forceinline__ float reciprocal(float v) {
   float r;
-  asm("rcp.approx.f32 %0, %1;" : "=f"(r) : "f"(v));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+__device__ __forceinline__ float reciprocal_root(float v) {
+  float r;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
   return r;
 }
 
-__device__ __forceinline__ uint32_t to_tf32(float v) {
-  uint32_t r;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(r) : "f"(v));
-  return r;
-}
-
+// Of tf32 operands the 13 last bits do not count.
 // d += a b for tf32 a [16, 8] and b [8, 8].
 __device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
                                          uint32_t b1) {

@@ -48,7 +48,7 @@ struct LaneTable {
 
   template <int kByte>
   __device__ __forceinline__ uint32_t entry(uint32_t word) const {
-    return load_shared_word<kTableAddress>(table_offset<kByte>(word, lane_offset));
+    return look_up_word<kTableAddress>(table_offset<kByte>(word, lane_offset));
   }
 };
 
@@ -71,6 +71,22 @@ __device__ __forceinline__ void look_up(uint32_t word, const Table& table, uint3
   entry[3] = table.template entry<3>(word);
 }
 
+// chunk.decode<step>(table, a) for a step that is constant once loops are unrolled.
+template <class Chunk, class Table>
+__device__ __forceinline__ void decode_step(const Chunk& chunk, int step, const Table& table,
+                                            uint32_t (&a)[4]) {
+  switch (step) {
+    case 0:
+      return chunk.template decode<0>(table, a);
+    case 1:
+      return chunk.template decode<1>(table, a);
+    case 2:
+      return chunk.template decode<2>(table, a);
+    default:
+      return chunk.template decode<3>(table, a);
+  }
+}
+
 template <int kBits>
 struct TableChunk;
 
@@ -80,9 +96,6 @@ struct TableChunk<2> {
   static constexpr int kBytes = 512;
   uint4 codes;
 
-  static __device__ __forceinline__ void copy_async(uint32_t to, const uint8_t* from, int lane) {
-    cp_async_16(to + lane * 16, from + lane * 16);
-  }
   __device__ __forceinline__ void load(uint32_t from, int lane) {
     codes = load_shared_vector(from + lane * 16);
   }
@@ -104,10 +117,6 @@ struct TableChunk<3> {
   uint4 codes;
   uint2 signs;
 
-  static __device__ __forceinline__ void copy_async(uint32_t to, const uint8_t* from, int lane) {
-    cp_async_16(to + lane * 16, from + lane * 16);
-    cp_async_8(to + 512 + lane * 8, from + 512 + lane * 8);
-  }
   __device__ __forceinline__ void load(uint32_t from, int lane) {
     codes = load_shared_vector(from + lane * 16);
     signs = load_shared_pair(from + 512 + lane * 8);
@@ -131,10 +140,6 @@ struct TableChunk<4> {
   static constexpr int kBytes = 1024;
   uint4 codes[2];
 
-  static __device__ __forceinline__ void copy_async(uint32_t to, const uint8_t* from, int lane) {
-    cp_async_16(to + lane * 16, from + lane * 16);
-    cp_async_16(to + 512 + lane * 16, from + 512 + lane * 16);
-  }
   __device__ __forceinline__ void load(uint32_t from, int lane) {
     codes[0] = load_shared_vector(from + lane * 16);
     codes[1] = load_shared_vector(from + 512 + lane * 16);

@@ -21,7 +21,9 @@ int stride_of(const TableProduct& t) {
   return (rows_of(t) + step - 1) / step * step;
 }
 
-WideTile tile_of(const TableProduct& t) { return table_wide_tile(table_wide_step(rows_of(t))); }
+WideTile tile_of(const TableProduct& t) {
+  return table_wide_tile(t.bits, table_wide_step(rows_of(t)));
+}
 
 WidePlan plan_of(const TableProduct& t) {
   return WidePlan::of(tile_of(t), t.rows, t.cols / kChunkCols, stride_of(t),
@@ -29,8 +31,7 @@ WidePlan plan_of(const TableProduct& t) {
 }
 
 WideWorkspace workspace_of(const TableProduct& t) {
-  return WideWorkspace(tile_of(t), plan_of(t), ActivationForm::kInt8Steps, t.cols / kChunkCols,
-                       stride_of(t));
+  return WideWorkspace(tile_of(t), plan_of(t), t.cols / kChunkCols, stride_of(t));
 }
 
 }  // namespace

@@ -2,21 +2,21 @@
 // their residuals); csrc/cuda/table_product_{2,3,4}.cu instantiate it. table_wide.cuh has the one
 // for more.
 //
-// A block of 16 warps owns a run of tiles (16 rows each) and walks over the whole depth: warp w
-// takes chunk (128 columns) 16 i + w of every tile, so its activations are the same for all tiles
-// and stay in registers, and sums of a tile meet once, in shared memory, in a fixed order.
+// A block owns a run of tiles (16 rows each) and walks over the whole depth: warp w of 16 takes
+// chunk (128 columns) 16 i + w of every tile, so its activations are the same for all tiles and
+// stay in registers, and sums of a tile meet once, in shared memory, in a fixed order. One more
+// thread copies the codes into a ring, 16 or 32 chunks at a time: the chunks of a block are one
+// stretch of memory.
 //
 //   shared memory: | table, partial sums in its gaps | ring of codes | activations (fused form) |
+//                  | offsets | barriers |
 //
-// Weights come through a ring of asynchronous copies that are private to a lane: it reads the 16
-// bytes that it copied itself, so the main loop has no barrier. (A ring in registers ran at half
-// the speed: a warp has six scoreboards, and waiting for a shared-memory load then waits for the
-// global loads behind it.) The ring fills while the activations are rotated, and, with programmatic
-// dependent launch, while the previous kernel still runs.
+// The ring fills while the activations are rotated, and, with programmatic dependent launch, while
+// the previous kernel still runs.
 //
-// Bytes and instructions at one token and 2 bits: 16 table words, 4 words of codes written and read
-// by a lane and chunk of 64 weights: 24 shared-memory wavefronts for 2048 weights, where an H200's
-// memory would feed one chunk an SM every 31 clocks; some 65 instructions a chunk.
+// At one token and 2 bits an H200's memory feeds one chunk (2048 weights) an SM every 31 clocks:
+// 124 issue slots, of which a chunk takes some 50 (32 to look its table words up, 4 products, 4 to
+// fold), and 20 shared-memory wavefronts.
 #pragma once
 
 #include <algorithm>
@@ -30,25 +30,54 @@
 
 namespace pvq {
 
-constexpr int kWarps = 16;
-constexpr int kThreads = kWarps * 32;
-
-template <int kBits>
-struct ProductShape {
-  using Chunk = TableChunk<kBits>;
-  static constexpr int kStageBytes = kWarps * Chunk::kBytes;
-  // 96 KB in flight: twice what keeps an H200's memory busy, so that it stays so while the
-  // activations are rotated.
-  static constexpr int kStages = kBits == 2 ? 12 : kBits == 3 ? 8 : 6;
-  static constexpr int kRingAddress = kTableEnd;
-  static constexpr int kActivationsAddress = kRingAddress + kStages * kStageBytes;
-  static constexpr int kOffsetsAddress = kEndAddress - kNarrowRows * 4;
-};
+constexpr int kWarps = 16;  // that multiply
+constexpr int kMultiplyingThreads = kWarps * 32;
+constexpr int kThreads = kMultiplyingThreads + 128;  // and a warpgroup of which one thread copies
+constexpr int kRingLimit = 128 * 1024;
 constexpr int kSumsBytes = 32 * 1024;
 
-// Floats between the sums of one row of activations and the next: with 16, the lanes of a warp that
-// write two rows would meet in a bank.
-__host__ __device__ inline int sums_stride(int rows) { return rows == 1 ? kTileRows : 20; }
+// J: chunks that a warp takes of a tile in a pass over the columns.
+template <int kBits, int J>
+struct ProductShape {
+  using Chunk = TableChunk<kBits>;
+  static constexpr int kPair = J % 2 ? 1 : 2;  // chunks a warp and stage
+  static constexpr int kGroupBytes = kWarps * Chunk::kBytes;
+  static constexpr int kStageBytes = kPair * kGroupBytes;
+  static constexpr int kSteps = J / kPair;  // stages of a tile and pass
+  // A multiple of the steps, so that places in the ring are constants of the unrolled loop.
+  static constexpr int kStages = std::max(1, kRingLimit / (kStageBytes * kSteps)) * kSteps;
+  static constexpr int kRingAddress = kTableEnd;
+  static constexpr int kActivationsAddress = kRingAddress + kStages * kStageBytes;
+  static constexpr int kBarriers = kEndAddress - 2 * 8 * kStages;
+  static constexpr int kOffsetsAddress = kBarriers - kNarrowRows * 4;
+
+  static __device__ __forceinline__ uint32_t full_barrier(int stage) {
+    return kBarriers + 16 * stage;
+  }
+  static __device__ __forceinline__ uint32_t free_barrier(int stage) {
+    return kBarriers + 16 * stage + 8;
+  }
+};
+
+// Partial sums of a tile and warp: 16 rows of each column. Two columns share a gap of the table,
+// swizzled so that the lanes of a warp, which write eight rows of four pairs, meet in no bank.
+struct SumPlace {
+  int columns;  // of the layout: one, or an even number
+
+  __device__ explicit SumPlace(int rows) : columns(rows == 1 ? 1 : (rows + 1) & ~1) {}
+  // Of row 0 of column 0 of a warp's first tile; tiles follow each other tile_bytes() apart.
+  __device__ __forceinline__ uint32_t of_warp(int warp) const {
+    const int unit = warp * columns;
+    return kTableAddress + 128 + (unit >> 1) * kTableRowBytes + (unit & 1) * 64;
+  }
+  __device__ __forceinline__ int tile_bytes() const {
+    return kWarps / 2 * columns * kTableRowBytes;
+  }
+  static __device__ __forceinline__ uint32_t of_item(int column, int row) {
+    return uint32_t((column >> 1) * kTableRowBytes +
+                    ((((column & 1) * 16 + row) ^ ((column >> 1) << 3)) << 2));
+  }
+};
 
 // What the launch adds to the task: passes over the columns (a warp takes J chunks a pass), and how
 // many tiles' partial sums fit the shared memory.
@@ -56,64 +85,91 @@ struct NarrowPlan {
   int passes, group;
 };
 
+// Copies the codes of a block's tiles in the order in which its warps take them; one thread.
 template <int kBits, int J>
+struct CodeStream {
+  using Shape = ProductShape<kBits, J>;
+  const uint8_t* origin;  // of the block's first tile
+  int64_t tile_bytes;
+  int chunks, num_tiles;
+  NarrowPlan plan;
+  // What comes next.
+  int group = 0, pass = 0, tile = 0, step = 0, stage = 0;
+
+  __device__ __forceinline__ bool done() const { return group >= num_tiles; }
+  __device__ __forceinline__ void copy_next() {
+    constexpr int kStageChunks = Shape::kPair * kWarps;
+    const int first = (pass * Shape::kSteps + step) * kStageChunks;
+    const int bytes = max(0, min(kStageChunks, chunks - first)) * Shape::Chunk::kBytes;
+    const uint32_t barrier = Shape::full_barrier(stage);
+    barrier_arrive_expecting(barrier, bytes);
+    if (bytes > 0)
+      copy_bulk(Shape::kRingAddress + stage * Shape::kStageBytes,
+                origin + (group + tile) * tile_bytes + int64_t(first) * Shape::Chunk::kBytes, bytes,
+                barrier);
+    if (++stage == Shape::kStages) stage = 0;
+    if (++step < Shape::kSteps) return;
+    step = 0;
+    if (++tile < min(plan.group, num_tiles - group)) return;
+    tile = 0;
+    if (++pass < plan.passes) return;
+    pass = 0;
+    group += plan.group;
+  }
+};
+
+// kOne: there is one row of activations.
+template <int kBits, int J, bool kOne>
 __global__ void __launch_bounds__(kThreads, 1)
     table_product_kernel(const __grid_constant__ ProductTask task, const NarrowPlan plan) {
 #if __CUDA_ARCH__ >= 900
-  using Shape = ProductShape<kBits>;
+  using Shape = ProductShape<kBits, J>;
   using Chunk = typename Shape::Chunk;
   uint8_t* const shared = dynamic_shared();
   check_first_address(shared);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const Activations& x = task.activations;
-  const int rows = x.rows(), chunks = task.chunks;
-
-  // --- the block's tiles, and the first copies
+  const int rows = kOne ? 1 : x.rows(), chunks = task.chunks;
   const int tiles = (task.rows + kTileRows - 1) / kTileRows;
   const int first_tile = int(int64_t(blockIdx.x) * tiles / gridDim.x);
   const int num_tiles = int(int64_t(blockIdx.x + 1) * tiles / gridDim.x) - first_tile;
-  const int64_t tile_bytes = int64_t(chunks) * Chunk::kBytes;
-  const uint8_t* origin =
-      task.weights + kTableBytes + first_tile * tile_bytes + warp * Chunk::kBytes;
-  const uint8_t* next = origin;
-  int copy_group = 0, copy_pass = 0, copy_tile = 0;
-  int copy_chunk = warp;  // of the tile; J * 16 a pass
-  int copy_group_tiles = min(plan.group, num_tiles);
-  const uint32_t ring = Shape::kRingAddress + warp * Chunk::kBytes;
-  constexpr uint32_t kRingBytes = Shape::kStages * Shape::kStageBytes;
-  uint32_t write_slot = ring;
-  const auto copy_next = [&](int j) {  // j: the chunk's number within the pass
-    if (copy_group < num_tiles && copy_chunk < chunks) Chunk::copy_async(write_slot, next, lane);
-    cp_async_commit();
-    write_slot += Shape::kStageBytes;
-    if (write_slot == ring + kRingBytes) write_slot = ring;
-    next += Shape::kStageBytes;
-    copy_chunk += kWarps;
-    if (j == J - 1) {
-      if (++copy_tile == copy_group_tiles) {
-        copy_tile = 0;
-        if (++copy_pass == plan.passes) {
-          copy_pass = 0;
-          copy_group += copy_group_tiles;
-          copy_group_tiles = min(plan.group, num_tiles - copy_group);
-        }
+
+  // --- copies, which do not depend on the kernel before
+  if (warp >= kWarps) {
+    give_registers_up<32>();
+    CodeStream<kBits, J> stream{};
+    stream.tile_bytes = int64_t(chunks) * Chunk::kBytes;
+    stream.origin = task.weights + kTableBytes + first_tile * stream.tile_bytes;
+    stream.chunks = chunks;
+    stream.num_tiles = num_tiles;
+    stream.plan = plan;
+    const bool copies = thread == kMultiplyingThreads;
+    if (copies) {
+#pragma unroll 1
+      for (int stage = 0; stage < Shape::kStages; ++stage) {
+        barrier_init(Shape::full_barrier(stage), 1);
+        barrier_init(Shape::free_barrier(stage), kWarps);
       }
-      copy_chunk = warp + copy_pass * J * kWarps;
-      next = origin + (copy_group + copy_tile) * tile_bytes +
-             int64_t(copy_pass) * J * Shape::kStageBytes;
+      barrier_init_fence();
+#pragma unroll 1
+      for (int stage = 0; stage < Shape::kStages && !stream.done(); ++stage) stream.copy_next();
     }
-  };
-  // Half of the ring before the table is asked for, half behind it.
-#pragma unroll
-  for (int stage = 0; stage < Shape::kStages / 2; ++stage) copy_next(stage % J);
-  fill_table(task.weights, shared + (kTableAddress - kFirstAddress), kThreads);
-#pragma unroll
-  for (int stage = Shape::kStages / 2; stage < Shape::kStages - 1; ++stage) copy_next(stage % J);
+    __syncthreads();
+    if (copies) {
+      int parity = 0;
+      while (!stream.done()) {
+        barrier_wait(Shape::free_barrier(stream.stage), parity);
+        stream.copy_next();
+        if (stream.stage == 0) parity ^= 1;
+      }
+    }
+    wait_for_previous_kernel();
+    return;
+  }
+  take_registers<112>();
+  fill_table(task.weights, shared + (kTableAddress - kFirstAddress), kMultiplyingThreads);
 
   // --- the activations
-  const auto sum_at = [&](int i) {
-    return reinterpret_cast<float*>(shared + (beside_table(i * 4) - kFirstAddress));
-  };
   float* offset = reinterpret_cast<float*>(shared + (Shape::kOffsetsAddress - kFirstAddress));
   constexpr ActivationForm kForm = ActivationForm::kInt8Lanes;
   QuantizedActivations a = task.quantized;
@@ -134,8 +190,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   if (kBits == 3 && warp < rows) {
     float total = 0;
-    for (int chunk = lane; chunk < chunks; chunk += 32)
-      total += a.scales[chunk * a.stride + warp].sum;
+    for (int chunk = lane; chunk < chunks; chunk += 32) total += a.sum(chunk, warp);
     for (int distance = 16; distance > 0; distance /= 2)
       total += __shfl_xor_sync(~0u, total, distance);
     if (lane == 0) offset[warp] = total;
@@ -144,9 +199,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   // --- the product
   const LaneTable table{uint32_t(lane * 4)};
   const int row = lane / 4, quarter = lane % 4;  // of the fragment
-  const int stride = sums_stride(rows);
-  const int magic[4] = {kMagicBits, kMagicBits, kMagicBits, kMagicBits};
-  uint32_t read_slot = ring;
+  const SumPlace sums(rows);
+  const uint32_t my_sums = sums.of_warp(warp) + SumPlace::of_item(2 * quarter, row);
+  const auto sum_at = [&](uint32_t address) {
+    return reinterpret_cast<float*>(shared + (address - kFirstAddress));
+  };
+  int stage = 0, parity = 0;
   for (int group = 0; group < num_tiles; group += plan.group) {
     const int group_tiles = min(plan.group, num_tiles - group);
     for (int pass = 0; pass < plan.passes; ++pass) {
@@ -164,70 +222,92 @@ __global__ void __launch_bounds__(kThreads, 1)
               b[j][h] = *reinterpret_cast<const uint4*>(a.section(chunk, row) +
                                                         a.unit(kForm, row, 2 * quarter + h));
           }
-          const ChunkScale* scales = a.scales + chunk * a.stride + 2 * quarter;
-          if (2 * quarter < rows) scale[j].x = scales[0].scale;
-          if (2 * quarter + 1 < rows) scale[j].y = scales[1].scale;
+          if (2 * quarter < rows) scale[j].x = a.scale(chunk, 2 * quarter);
+          if (2 * quarter + 1 < rows) scale[j].y = a.scale(chunk, 2 * quarter + 1);
         }
       }
 
-      int partial = warp * rows * stride;
+      uint32_t place = my_sums;
 #pragma unroll 1
       for (int tile = 0; tile < group_tiles; ++tile) {
         float out[4] = {};
 #pragma unroll
-        for (int j = 0; j < J; ++j) {
-          cp_async_wait<Shape::kStages - 2>();
-          Chunk chunk;
-          chunk.load(read_slot, lane);
-          read_slot += Shape::kStageBytes;
-          if (read_slot == ring + kRingBytes) read_slot = ring;
-          copy_next((j + Shape::kStages - 1) % J);
-          uint32_t w[4][4];
-          chunk.template decode<0>(table, w[0]);
-          chunk.template decode<1>(table, w[1]);
-          chunk.template decode<2>(table, w[2]);
-          chunk.template decode<3>(table, w[3]);
-          int sum[4];
-          mma_int8(sum, w[0], b[j][0].x, b[j][0].y, magic);
-          mma_int8(sum, w[1], b[j][0].z, b[j][0].w, sum);
-          mma_int8(sum, w[2], b[j][1].x, b[j][1].y, sum);
-          mma_int8(sum, w[3], b[j][1].z, b[j][1].w, sum);
+        for (int step = 0; step < Shape::kSteps; ++step) {
+          barrier_wait(Shape::full_barrier(stage + step), parity);
+          Chunk chunk[Shape::kPair];
 #pragma unroll
-          for (int i = 0; i < 4; ++i)
-            out[i] =
-                __fmaf_rn(__int_as_float(sum[i]) - kMagic, i & 1 ? scale[j].y : scale[j].x, out[i]);
+          for (int p = 0; p < Shape::kPair; ++p)
+            chunk[p].load(Shape::kRingAddress + (stage + step) * Shape::kStageBytes +
+                              p * Shape::kGroupBytes + warp * Chunk::kBytes,
+                          lane);
+          __syncwarp();
+          if (lane == 0) barrier_arrive(Shape::free_barrier(stage + step));
+          // Two chains of products run side by side: a product waits some 30 clocks for the one
+          // before. They are those of two chunks, or the halves of one.
+          int sum[2][4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            sum[0][i] = kMagicBits;
+            sum[1][i] = Shape::kPair == 2 ? kMagicBits : 0;
+          }
+          constexpr int kChain = 2 * Shape::kPair;  // products of a chain
+#pragma unroll
+          for (int s = 0; s < kChain; ++s)
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+              const int p = Shape::kPair == 2 ? c : 0, k = Shape::kPair == 2 ? s : 2 * c + s;
+              const uint4& v = b[Shape::kPair * step + p][k / 2];
+              uint32_t w[4];
+              decode_step(chunk[p], k, table, w);
+              mma_int8(sum[c], w, k % 2 ? v.z : v.x, k % 2 ? v.w : v.y, sum[c]);
+            }
+          if constexpr (Shape::kPair == 1) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sum[0][i] += sum[1][i];
+          }
+#pragma unroll
+          for (int p = 0; p < Shape::kPair; ++p)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              if (kOne && i & 1) continue;
+              const float2& s = scale[Shape::kPair * step + p];
+              out[i] = __fmaf_rn(__int_as_float(sum[p][i]) - kMagic, i & 1 ? s.y : s.x, out[i]);
+            }
         }
+        stage += Shape::kSteps;
+        if (stage == Shape::kStages) stage = 0, parity ^= 1;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int column = 2 * quarter + (i & 1);
-          if (column < rows) {
-            float* place = sum_at(partial + column * stride + row + (i >> 1) * 8);
-            *place = pass ? *place + out[i] : out[i];
+          if (kOne && i & 1) continue;
+          if (2 * quarter + (i & 1) < rows) {
+            float* const to = sum_at(place ^ ((i & 1) * 64 + (i >> 1) * 32));
+            *to = pass ? *to + out[i] : out[i];
           }
         }
-        partial += kWarps * rows * stride;
+        place += sums.tile_bytes();
       }
     }
 
     // --- the group's sums over the warps
-    __syncthreads();
+    barrier_of_first(kMultiplyingThreads);
     const int outputs = group_tiles * kTileRows * x.tokens;
-    for (int i = thread; i < outputs; i += kThreads) {
+    for (int i = thread; i < outputs; i += kMultiplyingThreads) {
       const int in_tile = i % kTileRows, tile = i / kTileRows % group_tiles;
       const int token = i / (kTileRows * group_tiles);
       float total = 0;
       for (int slot = 0; slot < x.slots; ++slot) {
         const int column = token * x.slots + slot;
-        const int from = (tile * kWarps * rows + column) * stride + in_tile;
         float sum = 0;
 #pragma unroll
-        for (int w = 0; w < kWarps; ++w) sum += *sum_at(from + w * rows * stride);
+        for (int w = 0; w < kWarps; ++w)
+          sum += *sum_at(tile * sums.tile_bytes() + sums.of_warp(w) +
+                         SumPlace::of_item(column, in_tile));
         total += kBits == 3 ? 2 * sum + offset[column] : sum;
       }
       const int64_t out_row = (first_tile + group + tile) * kTileRows + in_tile;
       if (out_row < task.rows) write_output(task, token, out_row, total);
     }
-    __syncthreads();
+    barrier_of_first(kMultiplyingThreads);
   }
 #endif
 }
@@ -235,17 +315,19 @@ __global__ void __launch_bounds__(kThreads, 1)
 // Launches one instance; the grid is one block an SM, or one a tile where there are fewer.
 template <int kBits, int J>
 int launch_table_product(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
-  using Shape = ProductShape<kBits>;
+  using Shape = ProductShape<kBits, J>;
+  static_assert(Shape::kActivationsAddress +
+                    QuantizedActivations::bytes(ActivationForm::kInt8Lanes,
+                                                kMostFusedValues / kChunkCols, 2) <=
+                Shape::kOffsetsAddress);
   const int rows = task.activations.rows();
+  const int columns = rows == 1 ? 1 : (rows + 1) & ~1;
   NarrowPlan plan;
   plan.passes = (task.chunks + J * kWarps - 1) / (J * kWarps);
-  plan.group = kSumsBytes / (kWarps * rows * sums_stride(rows) * int(sizeof(float)));
-  static_assert(kSumsBytes >= kWarps * kNarrowRows * 20 * 4);
-  static_assert(
-      QuantizedActivations::bytes(ActivationForm::kInt8Lanes, kMostFusedValues / kChunkCols, 2) <=
-      Shape::kOffsetsAddress - Shape::kActivationsAddress);
+  plan.group = kSumsBytes / (kWarps * columns * kTileRows * int(sizeof(float)));
   const int grid = std::min(int(tiles_of(task.rows)), multiprocessors);
-  const auto kernel = table_product_kernel<kBits, J>;
+  const auto kernel =
+      rows == 1 ? table_product_kernel<kBits, J, true> : table_product_kernel<kBits, J, false>;
   return launch_overlapped(kernel, dim3(unsigned(grid)), kThreads, kSharedBytes, stream, task,
                            plan);
 }

@@ -26,8 +26,15 @@ constexpr int table_wide_step(int rows) {
   return rows <= 16 ? 16 : rows <= 32 ? 32 : rows <= 64 || (rows > 128 && rows <= 192) ? 64 : 128;
 }
 // 128 columns need the registers of two warpgroups, which read them for 128 rows.
-constexpr WideTile table_wide_tile(int columns) {
-  return {columns, columns == 128 ? 2 : 4, columns <= 32 ? 4 : columns == 64 ? 2 : 1};
+PVQ_HD constexpr WideTile table_wide_tile(int bits, int columns) {
+  return {columns,
+          columns == 128 ? 2 : 4,
+          columns <= 32   ? 4
+          : columns == 64 ? 2
+                          : 1,
+          ActivationForm::kInt8Steps,
+          int(table_chunk_bytes(bits)),
+          true};
 }
 
 }  // namespace pvq

@@ -17,17 +17,12 @@ struct TableOperand {
   using Chunk = TableChunk<kBits>;
   static constexpr int kHeaderBytes = int(kTableBytes);
   static constexpr int kChunkBytes = Chunk::kBytes;
-  static constexpr ActivationForm kForm = ActivationForm::kInt8Steps;
-  static constexpr bool kTable = true;
   static constexpr bool kHalfOdd = kBits == 3;
-  static constexpr WideTile tile(int columns) { return table_wide_tile(columns); }
+  static PVQ_HD constexpr WideTile tile(int columns) { return table_wide_tile(kBits, columns); }
 
   static __device__ __forceinline__ void prepare(const uint8_t* weights, uint8_t* table,
                                                  int threads) {
     fill_table(weights, table, threads);
-  }
-  static __device__ __forceinline__ void copy_async(uint32_t to, const uint8_t* from, int lane) {
-    Chunk::copy_async(to, from, lane);
   }
 
   struct Tile {

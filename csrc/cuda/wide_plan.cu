@@ -12,6 +12,7 @@ int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step;
 
 WidePlan WidePlan::of(const WideTile& tile, int64_t rows, int64_t chunks, int64_t stride,
                       int multiprocessors) {
+  constexpr int kLeastStages = 3;
   WidePlan plan;
   plan.column_groups = int(stride / tile.columns);
   // Wide groups read the activations less often; narrow ones leave fewer sums of groups that are
@@ -22,15 +23,28 @@ WidePlan WidePlan::of(const WideTile& tile, int64_t rows, int64_t chunks, int64_
     plan.groups = int((rows + group_rows - 1) / group_rows * plan.column_groups);
     if (plan.depth == tile.max_depth || 4 * plan.groups >= 3 * multiprocessors) break;
   }
-  plan.split.group_steps = int((chunks + plan.depth - 1) / plan.depth);
+  for (plan.run = 2; plan.run > 0; --plan.run) {
+    plan.stage_bytes =
+        int(round_up(tile.value_bytes(plan.step_chunks()) + tile.scale_bytes(plan.step_chunks()) +
+                         4 * tile.warpgroups * plan.run * tile.chunk_bytes,
+                     1024));
+    plan.stages = std::min(kMostStages, (tile.ring_end() - tile.ring()) / plan.stage_bytes);
+    if (plan.stages >= kLeastStages) break;
+  }
+  plan.split.group_steps = int((chunks + plan.step_chunks() - 1) / plan.step_chunks());
   plan.split.steps = int64_t(plan.groups) * plan.split.group_steps;
   plan.split.blocks = int(std::min<int64_t>(plan.split.steps, multiprocessors));
+  // To add up the sums of a cut group takes as long as some four steps.
+  constexpr int kCutSteps = 4;
+  const int64_t cut = plan.split.steps / plan.split.blocks + kCutSteps;
+  if (plan.groups <= multiprocessors && plan.split.group_steps <= cut)
+    plan.split.blocks = plan.groups;
   return plan;
 }
 
-WideWorkspace::WideWorkspace(const WideTile& tile, const WidePlan& plan, ActivationForm form,
-                             int64_t chunks, int64_t stride) {
-  activations = round_up(QuantizedActivations::bytes(form, chunks, stride), 16);
+WideWorkspace::WideWorkspace(const WideTile& tile, const WidePlan& plan, int64_t chunks,
+                             int64_t stride) {
+  activations = round_up(QuantizedActivations::bytes(tile.form, chunks, stride), 16);
   counters = round_up(plan.groups * int64_t(sizeof(unsigned)), 16);
   partials = int64_t(plan.split.blocks) * kPartialSlots * plan.row_parts * kWarpgroupRows *
              tile.columns * int64_t(sizeof(float));

@@ -2,27 +2,57 @@
 #pragma once
 
 #include "cuda/product_task.h"
+#include "cuda/shared_memory.h"
 #include "cuda/work_split.h"
 
 namespace pvq {
 
 constexpr int kWarpgroupRows = 64;
+constexpr int kMostStages = 8;
 
 // What an instance of the kernel takes at a time: rows of activations, and the warpgroups of a
 // block, at most max_depth of which take the same rows and different chunks.
 struct WideTile {
   int columns, warpgroups, max_depth;
+  ActivationForm form;
+  int chunk_bytes;  // of 16 rows of weights and a chunk
+  bool table;       // whether there is a table in shared memory
+
+  // Where the stages of the ring begin (a multiple of 1 KB) and end.
+  PVQ_HD constexpr int ring() const { return table ? kTableEnd : kFirstAddress; }
+  PVQ_HD constexpr int ring_end() const { return offsets() - (table ? 0 : exchange_bytes()); }
+  // Sums that the warpgroups of other depths leave to the first: behind the ring, or in the gaps of
+  // the table.
+  PVQ_HD constexpr int exchange_bytes() const {
+    return (max_depth - 1) * (warpgroups / max_depth) * kWarpgroupRows * columns *
+           int(sizeof(float));
+  }
+  PVQ_HD constexpr int offsets() const {
+    return barriers() - warpgroups * columns * int(sizeof(float));
+  }
+  PVQ_HD constexpr int barriers() const { return kEndAddress - 2 * 8 * kMostStages; }
+  // Bytes of a step's activations and of the sums behind them.
+  PVQ_HD constexpr int value_bytes(int chunks) const {
+    return chunks * sections_of(form) * columns * kSectionBytes;
+  }
+  PVQ_HD constexpr int scale_bytes(int chunks) const {
+    return chunks * columns * 2 * int(sizeof(float));
+  }
 };
 
-// A group is row_parts * 64 rows times tile.columns rows of activations, a step of it `depth`
-// chunks; row_parts * depth are the block's warpgroups. Groups of the same rows follow each other.
+// A group is row_parts * 64 rows times tile.columns rows of activations, a step of it `depth` times
+// `run` chunks, of which each warpgroup takes a run; row_parts * depth are the block's warpgroups.
+// Groups of the same rows follow each other.
 struct WidePlan {
   WorkSplit split;
-  int row_parts, depth, column_groups, groups;
+  int row_parts, depth, run, column_groups, groups;
+  // Of the ring, whose stages hold a step's activations, their scales, and its codes tile by tile.
+  int stages, stage_bytes;
 
   // stride: rows of the quantized activations, a multiple of tile.columns.
   static WidePlan of(const WideTile& tile, int64_t rows, int64_t chunks, int64_t stride,
                      int multiprocessors);
+  PVQ_HD int step_chunks() const { return depth * run; }
 };
 
 constexpr int kPartialSlots = 2;  // a block cuts at most two groups
@@ -31,8 +61,7 @@ constexpr int kPartialSlots = 2;  // a block cuts at most two groups
 struct WideWorkspace {
   int64_t activations, counters, partials;  // bytes of each
 
-  WideWorkspace(const WideTile& tile, const WidePlan& plan, ActivationForm form, int64_t chunks,
-                int64_t stride);
+  WideWorkspace(const WideTile& tile, const WidePlan& plan, int64_t chunks, int64_t stride);
   int64_t bytes() const { return activations + counters + partials; }
   // Points a task at it.
   void place(void* memory, ActivationForm form, int64_t stride, ProductTask* task) const;

@@ -3,29 +3,24 @@
 // A warpgroup decodes 64 rows of a chunk (128 columns) into registers, multiplies them with
 // kColumns rows of activations in shared memory (wgmma), and folds the sums into float sums, times
 // the activations' scales. The warpgroups of a block share the activations if they take other rows,
-// or add their sums up at the end if they take other chunks of the same rows (wide_plan.h).
+// or add their sums up at the end if they take other chunks of the same rows (wide_plan.h). A
+// thread of one more warpgroup copies codes and activations into a ring of stages, one a step.
 //
-// Every block takes an equal run of steps (work_split.h), one block an SM. Sums of a group that is
+// Blocks take equal runs of steps (work_split.h), at most one block an SM. Sums of a group that is
 // cut between blocks meet in global memory: each block writes its own, waits until the others have,
 // adds up its share of the group in a fixed order, and writes it. All blocks run at the same time,
 // because there are no more than SMs; a kernel that waits for this one cannot take their places,
 // because it starts when all of them have.
 //
-//   shared memory: | table, sums of depths in its gaps | ring of activations | their scales |
-//                  | ring of codes | offsets | barriers |
-//
-// Codes come through a ring that is private to a lane, which reads what it copied. Activations come
-// through a ring of bulk copies: warp i mod 16 starts those of a later step in step i, once all
-// warps have left the place.
+//   shared memory: | table, sums of depths in its gaps | stages | sums of depths without a table |
+//                  | offsets | barriers |
 //
 // An Operand says how 16 rows x 128 columns are stored and multiplied:
 //
 //   kHeaderBytes, kChunkBytes   chunks of a tile follow each other behind a header, tiles likewise
-//   kForm                       of the activations
-//   kTable                      whether it has a table
 //   kHalfOdd                    the result is 2 sums + the sum of the activations, not the sums
-//   prepare(weights, table, threads)       fills the table
-//   copy_async(to_shared, weights, lane)   starts the copy of a chunk, each lane its own part
+//   tile(columns)               of an instance
+//   prepare(weights, table, threads)       fills the table, if tiles have one
 //   Tile      a chunk in registers: load(from_shared, lane)
 //   Sum       float or int, and sum_of(Sum) the float that it means
 //   multiply(tile, sections, section_bytes, sums)   starts the products of a chunk
@@ -43,39 +38,28 @@ namespace pvq {
 
 template <class Operand, int kColumns>
 struct WideShape {
-  static constexpr WideTile kTile = Operand::tile(kColumns);
-  static constexpr int kWarps = 4 * kTile.warpgroups;
-  static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kSections = sections_of(Operand::kForm);
+  static constexpr int kSections = sections_of(Operand::tile(kColumns).form);
   static constexpr int kSectionRows = kColumns * kSectionBytes;  // bytes of a section's rows
-  static constexpr int kValueBytes = kTile.max_depth * kSections * kSectionRows;  // of a step
-  static constexpr int kScaleBytes = kTile.max_depth * kColumns * int(sizeof(ChunkScale));
-  static constexpr int kCodeBytes = kWarps * Operand::kChunkBytes;
-  static constexpr int kItems = kColumns / 8;  // float4 of sums a thread
-  // Sums of a thread that another depth adds to its own.
-  static constexpr int kExchangeBytes =
-      (kTile.max_depth - 1) * (kTile.warpgroups / kTile.max_depth) * kItems * 128 * 16;
-  static_assert(!Operand::kTable || kExchangeBytes <= 32 * 1024);
+  static constexpr int kItems = kColumns / 8;                    // float4 of sums a thread
 
-  static constexpr int kBarriers = kEndAddress - 128;
-  static constexpr int kOffsets = kBarriers - kTile.warpgroups * kColumns * 4;
-  static constexpr int kExchange = kOffsets - (Operand::kTable ? 0 : kExchangeBytes);
-  static constexpr int kValues = Operand::kTable ? kTableEnd : kFirstAddress;  // multiple of 1 KB
-  static constexpr int kStages =
-      std::min(8, (kExchange - kValues) / (kValueBytes + kScaleBytes + kCodeBytes));
-  static_assert(kStages >= 4);
-  static constexpr int kScales = kValues + kStages * kValueBytes;
-  static constexpr int kCodes = kScales + kStages * kScaleBytes;
-  // Steps by which copies of activations are ahead: what they overwrite was read two steps ago.
-  static constexpr int kAhead = kStages - 2;
+  static PVQ_HD constexpr WideTile tile() { return Operand::tile(kColumns); }
+  static_assert(!tile().table || tile().exchange_bytes() <= kTableGapBytes);
+  static constexpr int kWarps = 4 * tile().warpgroups;  // that multiply
+  static constexpr int kMultiplyingThreads = 32 * kWarps;
+  static constexpr int kThreads = kMultiplyingThreads + 128;
+  // What the copying warpgroup gives up the others take.
+  static constexpr int kRegisters = tile().warpgroups == 4 ? 112 : 232;
 
-  static __device__ __forceinline__ uint32_t full_barrier(int slot) { return kBarriers + 8 * slot; }
+  static constexpr int kRing = tile().ring();
+  static __device__ __forceinline__ uint32_t full_barrier(int slot) {
+    return tile().barriers() + 16 * slot;
+  }
   static __device__ __forceinline__ uint32_t free_barrier(int slot) {
-    return kBarriers + 64 + 8 * slot;
+    return tile().barriers() + 16 * slot + 8;
   }
   static __device__ __forceinline__ float4* exchange(uint8_t* shared, int item, int thread) {
     const uint32_t offset = uint32_t(item * 128 + thread) * 16;
-    const uint32_t address = Operand::kTable ? beside_table(offset) : kExchange + offset;
+    const uint32_t address = tile().table ? beside_table(offset) : tile().ring_end() + offset;
     return reinterpret_cast<float4*>(shared + (address - kFirstAddress));
   }
 };
@@ -108,135 +92,170 @@ __device__ __forceinline__ void write_item(const ProductTask& task, const GroupP
   }
 }
 
+// Copies what the steps of a block's run need into the ring; one thread.
+template <class Operand, int kColumns>
+struct WideStream {
+  using Shape = WideShape<Operand, kColumns>;
+  const ProductTask& task;
+  const WidePlan& plan;
+  int left, group, step;
+  int slot = 0;
+
+  __device__ __forceinline__ int chunks() const {  // of the step
+    return min(plan.step_chunks(), task.chunks - step * plan.step_chunks());
+  }
+  __device__ __forceinline__ uint32_t stage() const {
+    return Shape::kRing + slot * plan.stage_bytes;
+  }
+  __device__ __forceinline__ void next() {
+    --left;
+    if (++slot == plan.stages) slot = 0;
+    if (++step == plan.split.group_steps) step = 0, ++group;
+  }
+  // Announces all bytes of the step, and copies its codes: tiles beyond the last are not written.
+  __device__ __forceinline__ void copy_codes() const {
+    const uint32_t barrier = Shape::full_barrier(slot);
+    const int tiles = plan.row_parts * (kWarpgroupRows / kTileRows);
+    const int count = chunks(), bytes = count * Operand::kChunkBytes;
+    barrier_arrive_expecting(
+        barrier, Shape::tile().value_bytes(count) + Shape::tile().scale_bytes(count) + tiles * bytes);
+    const uint32_t to = stage() + Shape::tile().value_bytes(plan.step_chunks()) +
+                        Shape::tile().scale_bytes(plan.step_chunks());
+    const int first = GroupPlace(group, plan, kColumns).tile, last = (task.rows - 1) / kTileRows;
+    const uint8_t* from = task.weights + Operand::kHeaderBytes +
+                          int64_t(step) * plan.step_chunks() * Operand::kChunkBytes;
+#pragma unroll 1
+    for (int tile = 0; tile < tiles; ++tile)
+      copy_bulk(to + tile * plan.step_chunks() * Operand::kChunkBytes,
+                from + int64_t(min(first + tile, last)) * task.chunks * Operand::kChunkBytes, bytes,
+                barrier);
+  }
+  __device__ __forceinline__ void copy_activations() const {
+    const QuantizedActivations& a = task.quantized;
+    const uint32_t barrier = Shape::full_barrier(slot);
+    const int column = GroupPlace(group, plan, kColumns).column;
+    const int count = chunks();
+    const int64_t first = int64_t(step) * plan.step_chunks();
+    // Rows of all sections follow each other if there is one group of them.
+    const int pieces = plan.column_groups == 1 ? 1 : count, chunk = count / pieces;
+    const uint32_t values = stage(), scales = values + Shape::tile().value_bytes(plan.step_chunks());
+#pragma unroll 1
+    for (int c = 0; c < pieces; ++c) {
+      const int sections = plan.column_groups == 1 ? 1 : Shape::kSections;
+#pragma unroll 1
+      for (int b = 0; b < sections; ++b)
+        copy_bulk(values + (c * Shape::kSections + b) * Shape::kSectionRows,
+                  a.section((first + c) * Shape::kSections + b, column),
+                  Shape::tile().value_bytes(chunk) / sections, barrier);
+      const int rows = plan.column_groups == 1 ? 1 : 2;
+#pragma unroll 1
+      for (int r = 0; r < rows; ++r)
+        copy_bulk(scales + (2 * c + r) * kColumns * int(sizeof(float)),
+                  &a.scale(first + c, column) + r * a.stride,
+                  Shape::tile().scale_bytes(chunk) / rows, barrier);
+    }
+  }
+};
+
 template <class Operand, int kColumns>
 __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
     wide_kernel(const __grid_constant__ ProductTask task, const __grid_constant__ WidePlan plan) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Shape = WideShape<Operand, kColumns>;
-  constexpr int kStages = Shape::kStages, kItems = Shape::kItems;
+  constexpr int kItems = Shape::kItems;
   uint8_t* const shared = dynamic_shared();
   check_first_address(shared);
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
-  const int in_group = thread % 128;  // of the warpgroup
-  const int part_row = warp / 4 % plan.row_parts, depth = warp / 4 / plan.row_parts;
   const WorkSplit& split = plan.split;
   const int64_t begin = split.first_step(blockIdx.x);
   const int run = int(split.first_step(blockIdx.x + 1) - begin);
   const int first_group = int(begin / split.group_steps);
   const int first_step = int(begin % split.group_steps);
 
-  // --- copies of codes
-  const int last_tile = (task.rows - 1) / kTileRows;
-  const uint32_t code_slot = Shape::kCodes + warp * Operand::kChunkBytes;
-  const int warp_tile = part_row * (kWarpgroupRows / kTileRows) + warp % 4;
-  int code_left = run, code_step = first_step, code_group = first_group;
-  // Tiles beyond the last are not written.
-  int code_tile = min(GroupPlace(code_group, plan, kColumns).tile + warp_tile, last_tile);
-  const auto copy_codes = [&](int slot) {
-    if (code_left-- > 0) {
-      const int chunk = code_step * plan.depth + depth;
-      if (chunk < task.chunks)
-        Operand::copy_async(code_slot + slot * Shape::kCodeBytes,
-                            task.weights + Operand::kHeaderBytes +
-                                (int64_t(code_tile) * task.chunks + chunk) * Operand::kChunkBytes,
-                            lane);
-      if (++code_step == split.group_steps) {
-        code_step = 0;
-        code_tile = min(GroupPlace(++code_group, plan, kColumns).tile + warp_tile, last_tile);
+  if (warp >= Shape::kWarps) {
+    give_registers_up<32>();
+    const bool copies = thread == Shape::kMultiplyingThreads;
+    WideStream<Operand, kColumns> codes{task, plan, run, first_group, first_step};
+    WideStream<Operand, kColumns> activations = codes;
+    if (copies) {
+#pragma unroll 1
+      for (int slot = 0; slot < plan.stages; ++slot) {
+        barrier_init(Shape::full_barrier(slot), 1);
+        barrier_init(Shape::free_barrier(slot), Shape::kWarps);
+      }
+      barrier_init_fence();
+      // Codes do not depend on the kernel before, activations do.
+#pragma unroll 1
+      for (int stage = 0; stage < plan.stages && codes.left > 0; ++stage, codes.next())
+        codes.copy_codes();
+    }
+    __syncthreads();
+    wait_for_previous_kernel();
+    allow_next_kernel();
+    if (copies) {
+#pragma unroll 1
+      for (int stage = 0; stage < plan.stages && activations.left > 0; ++stage, activations.next())
+        activations.copy_activations();
+      int parity = 0;
+#pragma unroll 1
+      for (; codes.left > 0; codes.next()) {
+        barrier_wait(Shape::free_barrier(codes.slot), parity);
+        codes.copy_codes();
+        codes.copy_activations();
+        if (codes.slot == plan.stages - 1) parity ^= 1;
       }
     }
-    cp_async_commit();
-  };
-
-  // --- copies of activations, by one thread
-  const QuantizedActivations& a = task.quantized;
-  int ahead_step = first_step, ahead_group = first_group, ahead_slot = 0, ahead_phase = 0;
-  int ahead_left = run;
-  const auto copy_activations = [&](bool mine) {
-    if (ahead_left-- <= 0) return;
-    if (mine) {
-      const int column = GroupPlace(ahead_group, plan, kColumns).column;
-      const int first = ahead_step * plan.depth, chunks = min(plan.depth, task.chunks - first);
-      const uint32_t barrier = Shape::full_barrier(ahead_slot);
-      barrier_wait(Shape::free_barrier(ahead_slot), ahead_phase ^ 1);
-      constexpr int kScaleRows = kColumns * int(sizeof(ChunkScale));
-      barrier_arrive_expecting(barrier,
-                               chunks * (Shape::kSections * Shape::kSectionRows + kScaleRows));
-#pragma unroll 1
-      for (int d = 0; d < chunks; ++d) {
-#pragma unroll
-        for (int b = 0; b < Shape::kSections; ++b) {
-          const int section = d * Shape::kSections + b;
-          copy_bulk(
-              Shape::kValues + ahead_slot * Shape::kValueBytes + section * Shape::kSectionRows,
-              a.section(int64_t(first) * Shape::kSections + section, column), Shape::kSectionRows,
-              barrier);
-        }
-        copy_bulk(Shape::kScales + ahead_slot * Shape::kScaleBytes + d * kScaleRows,
-                  a.scales + int64_t(first + d) * a.stride + column, kScaleRows, barrier);
-      }
-    }
-    if (++ahead_step == split.group_steps) ahead_step = 0, ++ahead_group;
-    if (++ahead_slot == kStages) ahead_slot = 0, ahead_phase ^= 1;
-  };
-
-  // Weights do not depend on the kernel before, activations do.
-#pragma unroll 1
-  for (int stage = 0; stage < kStages - 1; ++stage) copy_codes(stage);
-  if (thread == 0) {
-#pragma unroll 1
-    for (int slot = 0; slot < kStages; ++slot) {
-      barrier_init(Shape::full_barrier(slot), 1);
-      barrier_init(Shape::free_barrier(slot), Shape::kWarps);
-    }
-    barrier_init_fence();
+    return;
   }
-  if constexpr (Operand::kTable)
-    Operand::prepare(task.weights, shared + (kTableAddress - kFirstAddress), Shape::kThreads);
+  take_registers<Shape::kRegisters>();
+  const int in_group = thread % 128;  // of the warpgroup
+  const int part_row = warp / 4 % plan.row_parts, depth = warp / 4 / plan.row_parts;
+  if constexpr (Shape::tile().table)
+    Operand::prepare(task.weights, shared + (kTableAddress - kFirstAddress),
+                     Shape::kMultiplyingThreads);
   __syncthreads();
   wait_for_previous_kernel();
   allow_next_kernel();
-#pragma unroll 1
-  for (int stage = 0; stage < Shape::kAhead; ++stage) copy_activations(thread == 0);
 
   // --- partial sums
   float4* const partials = reinterpret_cast<float4*>(task.partials);
   const int group_items = plan.row_parts * kItems * 128;
 
   // --- the product
+  const int step_chunks = plan.step_chunks(), my_chunk = depth * plan.run;
+  const uint32_t first_values = Shape::kRing + my_chunk * Shape::kSections * Shape::kSectionRows;
+  constexpr int kChunkScales = kColumns * 2 * int(sizeof(float));
+  const uint32_t first_scales =
+      Shape::kRing + Shape::tile().value_bytes(step_chunks) + my_chunk * kChunkScales;
+  const uint32_t first_codes =
+      Shape::kRing + Shape::tile().value_bytes(step_chunks) + Shape::tile().scale_bytes(step_chunks) +
+      ((part_row * 4 + warp % 4) * step_chunks + my_chunk) * Operand::kChunkBytes;
   float out[kItems][4] = {};
   float offset = 0;  // of column in_group
   int slot = 0, phase = 0, group = first_group, step = first_step;
-  int turn = 0;                // the warp that copies activations
   bool cut = first_step != 0;  // the group's first steps are another block's
 #pragma unroll 1
   for (int left = run; left > 0; --left) {
-    cp_async_wait<kStages - 2>();
-    const bool inside = step * plan.depth + depth < task.chunks;
-    typename Operand::Tile tile;
-    if (inside) tile.load(code_slot + slot * Shape::kCodeBytes, lane);
-    copy_codes(slot ? slot - 1 : kStages - 1);
-    copy_activations(warp == turn && lane == 0);
-    if (++turn == Shape::kWarps) turn = 0;
-    if (inside) {
-      barrier_wait(Shape::full_barrier(slot), phase);
+    barrier_wait(Shape::full_barrier(slot), phase);
+    const uint32_t stage = slot * plan.stage_bytes;
+    const int mine = min(plan.run, task.chunks - step * step_chunks - my_chunk);
+#pragma unroll 1
+    for (int c = 0; c < mine; ++c) {
+      typename Operand::Tile tile;
+      tile.load(first_codes + stage + c * Operand::kChunkBytes, lane);
       typename Operand::Sum sums[4 * kItems];
       wgmma_fence();
-      Operand::multiply(tile,
-                        Shape::kValues + slot * Shape::kValueBytes +
-                            depth * Shape::kSections * Shape::kSectionRows,
+      Operand::multiply(tile, first_values + stage + c * (Shape::kSections * Shape::kSectionRows),
                         Shape::kSectionRows, sums);
       wgmma_commit();
-      const uint32_t scales =
-          Shape::kScales + slot * Shape::kScaleBytes + depth * kColumns * int(sizeof(ChunkScale));
+      const uint32_t scales = first_scales + stage + c * kChunkScales;
       if (Operand::kHalfOdd && in_group < kColumns)
-        offset += __uint_as_float(load_shared_pair(scales + in_group * sizeof(ChunkScale)).y);
+        offset += __uint_as_float(load_shared_word(scales + (kColumns + in_group) * 4));
       wgmma_wait();
 #pragma unroll
       for (int n = 0; n < kItems; ++n) {
-        const uint4 s =
-            load_shared_vector(scales + (8 * n + lane % 4 * 2) * int(sizeof(ChunkScale)));
-        const float scale[2] = {__uint_as_float(s.x), __uint_as_float(s.z)};
+        const uint2 s = load_shared_pair(scales + (8 * n + lane % 4 * 2) * 4);
+        const float scale[2] = {__uint_as_float(s.x), __uint_as_float(s.y)};
 #pragma unroll
         for (int i = 0; i < 4; ++i)
           out[n][i] = __fmaf_rn(Operand::sum_of(sums[4 * n + i]), scale[i & 1], out[n][i]);
@@ -244,23 +263,24 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(Shape::free_barrier(slot));
-    if (++slot == kStages) slot = 0, phase ^= 1;
+    if (++slot == plan.stages) slot = 0, phase ^= 1;
     if (++step < split.group_steps && left > 1) continue;
 
     // --- the end of a group, or of the run
     cut = cut || step < split.group_steps;
     if (Operand::kHalfOdd) {
-      float* const offsets = reinterpret_cast<float*>(shared + (Shape::kOffsets - kFirstAddress)) +
-                             warp / 4 * kColumns;
+      float* const offsets =
+          reinterpret_cast<float*>(shared + (Shape::tile().offsets() - kFirstAddress)) +
+          warp / 4 * kColumns;
       if (in_group < kColumns) offsets[in_group] = offset;
-      __syncthreads();
+      barrier_of_first(Shape::kMultiplyingThreads);
 #pragma unroll
       for (int n = 0; n < kItems; ++n)
 #pragma unroll
         for (int i = 0; i < 4; ++i)
           out[n][i] = 2 * out[n][i] + offsets[8 * n + lane % 4 * 2 + (i & 1)];
       offset = 0;
-      __syncthreads();
+      barrier_of_first(Shape::kMultiplyingThreads);
     }
     if (plan.depth > 1) {
       if (depth > 0) {
@@ -269,7 +289,7 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
           *Shape::exchange(shared, ((depth - 1) * plan.row_parts + part_row) * kItems + n,
                            in_group) = make_float4(out[n][0], out[n][1], out[n][2], out[n][3]);
       }
-      __syncthreads();
+      barrier_of_first(Shape::kMultiplyingThreads);
       if (depth == 0) {
 #pragma unroll 1
         for (int d = 0; d < plan.depth - 1; ++d)
@@ -280,7 +300,7 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
             out[n][0] += v.x, out[n][1] += v.y, out[n][2] += v.z, out[n][3] += v.w;
           }
       }
-      __syncthreads();
+      barrier_of_first(Shape::kMultiplyingThreads);
     }
     if (depth == 0) {
       float4* const mine =
@@ -299,7 +319,7 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
       if (cut) __threadfence();
     }
     if (cut) {
-      __syncthreads();
+      barrier_of_first(Shape::kMultiplyingThreads);
       if (thread == 0) atomicAdd(task.counters + group, 1u);
     }
 #pragma unroll
@@ -318,13 +338,13 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
     if (count == 1) continue;
     if (thread == 0)
       while (load_acquire(task.counters + g) < unsigned(count)) __nanosleep(20);
-    __syncthreads();
+    barrier_of_first(Shape::kMultiplyingThreads);
     const GroupPlace place(g, plan, kColumns);
     const int share = blockIdx.x - from;
     const int last = int(int64_t(share + 1) * group_items / count);
 #pragma unroll 1
     for (int i = int(int64_t(share) * group_items / count) + thread; i < last;
-         i += Shape::kThreads) {
+         i += Shape::kMultiplyingThreads) {
       float4 total = make_float4(0, 0, 0, 0);
 #pragma unroll 4
       for (int block = from; block <= to; ++block) {
@@ -342,7 +362,7 @@ template <class Operand, int kColumns>
 int launch_wide(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
   using Shape = WideShape<Operand, kColumns>;
   const WidePlan plan =
-      WidePlan::of(Shape::kTile, task.rows, task.chunks, task.quantized.stride, multiprocessors);
+      WidePlan::of(Shape::tile(), task.rows, task.chunks, task.quantized.stride, multiprocessors);
   const auto kernel = wide_kernel<Operand, kColumns>;
   return launch_overlapped(kernel, dim3(unsigned(plan.split.blocks)), Shape::kThreads, kSharedBytes,
                            stream, task, plan);

@@ -83,6 +83,12 @@ struct Block {
     const std::lock_guard<std::mutex> lock(barriers_mutex);
     return barriers[address];
   }
+  std::barrier<>& first(int threads) {
+    const std::lock_guard<std::mutex> lock(barriers_mutex);
+    if (!meeting_of_first) meeting_of_first = std::make_unique<std::barrier<>>(threads);
+    return *meeting_of_first;
+  }
+  std::unique_ptr<std::barrier<>> meeting_of_first;
   std::mutex barriers_mutex;
   std::map<uint32_t, Barrier> barriers;
   std::vector<uint8_t> shared;
@@ -210,4 +216,3 @@ inline uint32_t __float_as_uint(float v) {
 }
 inline float __int_as_float(int bits) { return __uint_as_float(uint32_t(bits)); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
-inline float rsqrtf(float v) { return 1 / std::sqrt(v); }

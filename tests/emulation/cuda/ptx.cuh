@@ -36,9 +36,10 @@ T load_shared(uint32_t address) {
   return v;
 }
 template <int kOffset>
-uint32_t load_shared_word(uint32_t address) {
+uint32_t look_up_word(uint32_t address) {
   return load_shared<uint32_t>(address + kOffset);
 }
+inline uint32_t load_shared_word(uint32_t address) { return load_shared<uint32_t>(address); }
 inline uint2 load_shared_pair(uint32_t address) { return load_shared<uint2>(address); }
 inline uint4 load_shared_vector(uint32_t address) { return load_shared<uint4>(address); }
 
@@ -74,6 +75,11 @@ inline void barrier_wait(uint32_t barrier, int parity) {
   emulation::Barrier& b = self.block->barrier(barrier);
   while (!b.passed(parity)) std::this_thread::yield();
 }
+template <int kRegisters>
+void give_registers_up() {}
+template <int kRegisters>
+void take_registers() {}
+inline void barrier_of_first(int threads) { self.block->first(threads).arrive_and_wait(); }
 inline void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier) {
   if (bytes % 16 || to % 16 || uintptr_t(from) % 16) std::abort();
   if (to < emulation::kFirstAddress || to + bytes > emulation::kEndAddress) std::abort();
@@ -88,12 +94,9 @@ inline float max_or_nan(float a, float b) {
   return std::isnan(a) || std::isnan(b) ? NAN : a > b ? a : b;
 }
 inline float reciprocal(float v) { return 1 / v; }
+inline float reciprocal_root(float v) { return 1 / std::sqrt(v); }
 
 constexpr uint32_t kTf32Mask = ~0x1FFFu;
-inline uint32_t to_tf32(float v) {
-  return std::isnan(v) ? 0x7FC00000 : (__float_as_uint(v) + 0x1000) & kTf32Mask;
-}
-
 struct Operands {
   uint32_t a[4], b[2];
 };
