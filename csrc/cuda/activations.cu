@@ -29,12 +29,13 @@ __global__ void __launch_bounds__(kWarps * 32)
     return;
   }
   constexpr int kUnits = sections_of(kForm) * (kSectionBytes / 16);  // of a chunk
-  for (int row = token * a.slots; row < min((token + 1) * a.slots, out.stride); ++row) {
+  for (int row = token * a.slots; row < min((token + 1) * a.slots, out.rows); ++row) {
     for (int64_t i = warp * 32 + threadIdx.x % 32; i < a.cols / kChunkCols * kUnits;
          i += warps * 32) {
-      uint8_t* section = out.section(i / (kSectionBytes / 16), row);
-      reinterpret_cast<uint4*>(section)[i % (kSectionBytes / 16)] = make_uint4(0, 0, 0, 0);
-      if (i % kUnits == 0) out.scale(i / kUnits, row) = out.sum(i / kUnits, row) = 0;
+      const int unit = int(i % kUnits);
+      uint8_t* section = out.section(i / kUnits, unit / (kSectionBytes / 16), row);
+      reinterpret_cast<uint4*>(section)[unit % (kSectionBytes / 16)] = make_uint4(0, 0, 0, 0);
+      if (unit == 0) out.scale(i / kUnits, row) = out.sum(i / kUnits, row) = 0;
     }
   }
 }
@@ -44,7 +45,7 @@ int launch(const ProductTask& task, int num_counters, cudaStream_t stream) {
   const Activations& x = task.activations;
   const int64_t warp_cols = std::max(kPieceCols, x.block);
   const int64_t warps = (x.cols + warp_cols - 1) / warp_cols;
-  const int64_t tokens = (task.quantized.stride + x.slots - 1) / x.slots;
+  const int64_t tokens = (task.quantized.rows + x.slots - 1) / x.slots;
   const dim3 grid = {unsigned((warps + kWarps - 1) / kWarps), unsigned(tokens)};
   const auto kernel = quantize_kernel<kForm>;
   return launch_overlapped(kernel, grid, kWarps * 32, 0, stream, x, task.quantized, task.counters,

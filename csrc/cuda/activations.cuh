@@ -214,7 +214,7 @@ __device__ __forceinline__ void write_int8(const Activations& a, const Quantized
         constexpr bool kLanes = kForm == ActivationForm::kInt8Lanes;
         const int unit = kLanes ? t + 4 * p : 4 * (t & 1) + (g & 3);
         const int place = kLanes ? g & 3 : 2 * p + (t >> 1);
-        *reinterpret_cast<uint32_t*>(out.section(chunk, row) + out.unit(kForm, row, unit) +
+        *reinterpret_cast<uint32_t*>(out.section(chunk, 0, row) + out.unit(kForm, row, unit) +
                                      4 * place) = word;
       }
     }
@@ -243,7 +243,7 @@ __device__ __forceinline__ void write_float16(const Activations& a, const Quanti
   for (int p = 0; p < 2; ++p) {
     const __half2 low = __floats2half2_rn(v[p][0] * inverse, v[p][1] * inverse);
     const __half2 high = __floats2half2_rn(v[p][2] * inverse, v[p][3] * inverse);
-    uint8_t* section = out.section(2 * chunk + p, token);
+    uint8_t* section = out.section(chunk, p, token);
     constexpr ActivationForm kForm = ActivationForm::kFloat16Steps;
     *reinterpret_cast<uint32_t*>(section + out.unit(kForm, token, 2 * (g & 3)) + 4 * t) =
         *reinterpret_cast<const uint32_t*>(&low);

@@ -8,7 +8,7 @@ namespace {
 
 constexpr ActivationForm kForm = ActivationForm::kFloat16Steps;
 
-int stride_of(const PlaneProduct& t) {
+int columns_of(const PlaneProduct& t) {
   const int step = plane_step(t.tokens);
   return (t.tokens + step - 1) / step * step;
 }
@@ -18,12 +18,12 @@ WideTile tile_of(const PlaneProduct& t) {
 }
 
 WidePlan plan_of(const PlaneProduct& t) {
-  return WidePlan::of(tile_of(t), t.rows, t.cols / kChunkCols, stride_of(t),
+  return WidePlan::of(tile_of(t), t.rows, t.cols / kChunkCols, columns_of(t),
                       device_limits().multiprocessors);
 }
 
 WideWorkspace workspace_of(const PlaneProduct& t) {
-  return WideWorkspace(tile_of(t), plan_of(t), t.cols / kChunkCols, stride_of(t));
+  return WideWorkspace(tile_of(t), plan_of(t), t.cols / kChunkCols, columns_of(t));
 }
 
 }  // namespace
@@ -39,7 +39,7 @@ int plane_product_cuda(const PlaneProduct& t, void* stream) {
   task.activations = {t.x, t.type, t.cols, t.tokens, t.block, t.seed, 1, false};
   task.rows = int(t.rows);
   task.chunks = int(t.cols / kChunkCols);
-  workspace_of(t).place(t.workspace, kForm, stride_of(t), &task);
+  workspace_of(t).place(t.workspace, tile_of(t), columns_of(t), &task);
   if (const int error = quantize_activations(task, kForm, plan_of(t).groups, queue)) return error;
   const int processors = device_limits().multiprocessors;
   return t.bits == 4   ? plane_product_4(task, t.group, processors, queue)

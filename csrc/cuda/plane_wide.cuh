@@ -18,7 +18,9 @@ struct PlaneOperand {
   static constexpr int kHeaderBytes = 0;
   static constexpr int kChunkBytes = Chunk::kBytes;
   static constexpr bool kHalfOdd = false;
-  static PVQ_HD constexpr WideTile tile(int columns) { return plane_wide_tile(kBits, kGroup, columns); }
+  static PVQ_HD constexpr WideTile tile(int columns) {
+    return plane_wide_tile(kBits, kGroup, columns);
+  }
 
   struct Tile {
     uint32_t a[2][4][4];  // [b][q] fragments

@@ -26,7 +26,7 @@ struct Activations {
 };
 
 // How the activations of a product are kept: int8 or float16, and in which order. A section is 128
-// bytes of a row and chunk; values are [sections, stride, 128 bytes], in 16-byte units.
+// bytes of a row and chunk, in 16-byte units.
 //   kInt8Lanes     columns in order; units of odd rows are swapped in pairs, so that eight lanes
 //                  that read one unit of two rows never meet in a shared-memory bank
 //   kInt8Steps     column 32 t + 8 s + 4 h + i at byte 4 t + i of unit 2 s + h: the operand of a
@@ -40,31 +40,53 @@ PVQ_HD constexpr int sections_of(ActivationForm form) {  // of a row and chunk
   return form == ActivationForm::kFloat16Steps ? 2 : 1;
 }
 
+constexpr int kOneGroup = 30;  // group_bits of rows that are all one group
+
 // Rotated activations, value = scale * stored, with one scale a row and 128 columns, a power of two
-// for float16.
+// for float16. A group of rows is what a product takes at a time:
+//   values [groups, chunks, sections, 2^group_bits rows, 128 bytes]
+//   scales [groups, chunks, 2, 2^group_bits rows]  the scales, and what the values sum to if asked
 struct QuantizedActivations {
   void* values;
-  float* scales;  // [chunks, 2, stride]: the scales, and where asked for what the values sum to
-  int stride;     // rows of a section, at least Activations::rows()
+  float* scales;
+  int64_t group_chunks;  // of a group, all its columns
+  int rows, group_bits;  // rows: a multiple of those of a group, at least Activations::rows()
+  int sections;          // of a chunk
 
-  static PVQ_HD constexpr int64_t bytes(ActivationForm form, int64_t chunks, int64_t stride) {
-    return chunks * stride * (sections_of(form) * kSectionBytes + 2 * int(sizeof(float)));
+  static constexpr int64_t bytes(ActivationForm form, int64_t chunks, int64_t rows) {
+    return chunks * rows * (sections_of(form) * kSectionBytes + 2 * int(sizeof(float)));
   }
-  static PVQ_HD QuantizedActivations at(void* memory, ActivationForm form, int64_t chunks,
-                                        int stride) {
+  // group_bits: log2 of the rows of a group.
+  static PVQ_HD QuantizedActivations at(void* memory, ActivationForm form, int64_t chunks, int rows,
+                                        int group_bits) {
     uint8_t* values = static_cast<uint8_t*>(memory);
     return {values,
-            reinterpret_cast<float*>(values + chunks * stride * sections_of(form) * kSectionBytes),
-            stride};
+            reinterpret_cast<float*>(values + chunks * rows * sections_of(form) * kSectionBytes),
+            chunks,
+            rows,
+            group_bits,
+            sections_of(form)};
   }
-  PVQ_HD uint8_t* section(int64_t section, int row) const {
-    return static_cast<uint8_t*>(values) + (section * stride + row) * kSectionBytes;
+  PVQ_HD uint8_t* section(int64_t chunk, int section, int row) const {
+    return static_cast<uint8_t*>(values) +
+           place(chunk * sections + section, group_chunks * sections, row) * kSectionBytes;
   }
-  PVQ_HD float& scale(int64_t chunk, int row) const { return scales[2 * chunk * stride + row]; }
-  PVQ_HD float& sum(int64_t chunk, int row) const { return scales[(2 * chunk + 1) * stride + row]; }
+  PVQ_HD float& scale(int64_t chunk, int row) const {
+    return scales[place(2 * chunk, 2 * group_chunks, row)];
+  }
+  PVQ_HD float& sum(int64_t chunk, int row) const {
+    return scales[place(2 * chunk + 1, 2 * group_chunks, row)];
+  }
   // Offset of a unit in its section.
   static PVQ_HD int unit(ActivationForm form, int row, int unit) {
     return (unit ^ (form == ActivationForm::kInt8Lanes ? row & 1 : row & 7)) << 4;
+  }
+
+ private:
+  PVQ_HD int64_t place(int64_t part, int64_t parts, int row) const {
+    const int group = row >> group_bits,
+              group_rows = group_bits == kOneGroup ? rows : 1 << group_bits;
+    return (group * parts + part) * group_rows + row - group * group_rows;
   }
 };
 

@@ -16,7 +16,7 @@ bool is_narrow(const TableProduct& t) { return rows_of(t) <= kNarrowRows; }
 // launch of their own.
 bool is_fused(const TableProduct& t) { return t.tokens * t.cols <= kMostFusedValues; }
 
-int stride_of(const TableProduct& t) {
+int columns_of(const TableProduct& t) {
   const int step = is_narrow(t) ? 1 : table_wide_step(rows_of(t));
   return (rows_of(t) + step - 1) / step * step;
 }
@@ -26,12 +26,12 @@ WideTile tile_of(const TableProduct& t) {
 }
 
 WidePlan plan_of(const TableProduct& t) {
-  return WidePlan::of(tile_of(t), t.rows, t.cols / kChunkCols, stride_of(t),
+  return WidePlan::of(tile_of(t), t.rows, t.cols / kChunkCols, columns_of(t),
                       device_limits().multiprocessors);
 }
 
 WideWorkspace workspace_of(const TableProduct& t) {
-  return WideWorkspace(tile_of(t), plan_of(t), t.cols / kChunkCols, stride_of(t));
+  return WideWorkspace(tile_of(t), plan_of(t), t.cols / kChunkCols, columns_of(t));
 }
 
 }  // namespace
@@ -39,7 +39,8 @@ WideWorkspace workspace_of(const TableProduct& t) {
 int64_t table_product_workspace(const TableProduct& t) {
   if (!is_narrow(t)) return workspace_of(t).bytes();
   if (is_fused(t)) return 0;
-  return QuantizedActivations::bytes(ActivationForm::kInt8Lanes, t.cols / kChunkCols, stride_of(t));
+  return QuantizedActivations::bytes(ActivationForm::kInt8Lanes, t.cols / kChunkCols,
+                                     columns_of(t));
 }
 
 int table_product_cuda(const TableProduct& t, void* stream) {
@@ -55,7 +56,7 @@ int table_product_cuda(const TableProduct& t, void* stream) {
   const int processors = device_limits().multiprocessors;
   if (!is_narrow(t)) {
     constexpr ActivationForm kForm = ActivationForm::kInt8Steps;
-    workspace_of(t).place(t.workspace, kForm, stride_of(t), &task);
+    workspace_of(t).place(t.workspace, tile_of(t), columns_of(t), &task);
     if (const int error = quantize_activations(task, kForm, plan_of(t).groups, queue)) return error;
     return t.bits == 2   ? table_product_wide_2(task, processors, queue)
            : t.bits == 3 ? table_product_wide_3(task, processors, queue)
@@ -63,7 +64,8 @@ int table_product_cuda(const TableProduct& t, void* stream) {
   }
   if (!is_fused(t)) {
     constexpr ActivationForm kForm = ActivationForm::kInt8Lanes;
-    task.quantized = QuantizedActivations::at(t.workspace, kForm, task.chunks, stride_of(t));
+    task.quantized =
+        QuantizedActivations::at(t.workspace, kForm, task.chunks, columns_of(t), kOneGroup);
     if (const int error = quantize_activations(task, kForm, 0, queue)) return error;
   }
   return t.bits == 2   ? table_product_2(task, processors, queue)

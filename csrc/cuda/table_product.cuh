@@ -4,9 +4,9 @@
 //
 // A block owns a run of tiles (16 rows each) and walks over the whole depth: warp w of 16 takes
 // chunk (128 columns) 16 i + w of every tile, so its activations are the same for all tiles and
-// stay in registers, and sums of a tile meet once, in shared memory, in a fixed order. One more
-// thread copies the codes into a ring, 16 or 32 chunks at a time: the chunks of a block are one
-// stretch of memory.
+// stay in registers. Four more warps work for them: a thread of the first copies the codes into a
+// ring, 16 or 32 chunks at a time, for the chunks of a block are one stretch of memory; the others
+// add up the sums of a tile over the warps, in a fixed order, and write them.
 //
 //   shared memory: | table, partial sums in its gaps | ring of codes | activations (fused form) |
 //                  | offsets | barriers |
@@ -32,9 +32,10 @@ namespace pvq {
 
 constexpr int kWarps = 16;  // that multiply
 constexpr int kMultiplyingThreads = kWarps * 32;
-constexpr int kThreads = kMultiplyingThreads + 128;  // and a warpgroup of which one thread copies
+constexpr int kThreads = kMultiplyingThreads + 128;
+constexpr int kAddingThreads = 96;
 constexpr int kRingLimit = 128 * 1024;
-constexpr int kSumsBytes = 32 * 1024;
+constexpr int kMostSumSlots = 8;
 
 // J: chunks that a warp takes of a tile in a pass over the columns.
 template <int kBits, int J>
@@ -48,14 +49,21 @@ struct ProductShape {
   static constexpr int kStages = std::max(1, kRingLimit / (kStageBytes * kSteps)) * kSteps;
   static constexpr int kRingAddress = kTableEnd;
   static constexpr int kActivationsAddress = kRingAddress + kStages * kStageBytes;
-  static constexpr int kBarriers = kEndAddress - 2 * 8 * kStages;
-  static constexpr int kOffsetsAddress = kBarriers - kNarrowRows * 4;
+  static constexpr int kBarriers = kEndAddress - 16 * (kStages + kMostSumSlots);
+  static constexpr int kOffsetsAddress = kBarriers - 3 * kNarrowRows * 4;
 
   static __device__ __forceinline__ uint32_t full_barrier(int stage) {
     return kBarriers + 16 * stage;
   }
   static __device__ __forceinline__ uint32_t free_barrier(int stage) {
     return kBarriers + 16 * stage + 8;
+  }
+  // Of the places of partial sums.
+  static __device__ __forceinline__ uint32_t summed_barrier(int slot) {
+    return kBarriers + 16 * (kStages + slot);
+  }
+  static __device__ __forceinline__ uint32_t added_barrier(int slot) {
+    return kBarriers + 16 * (kStages + slot) + 8;
   }
 };
 
@@ -80,9 +88,13 @@ struct SumPlace {
 };
 
 // What the launch adds to the task: passes over the columns (a warp takes J chunks a pass), and how
-// many tiles' partial sums fit the shared memory.
+// many tiles' partial sums have a place in shared memory; half of them pass over the columns
+// together.
 struct NarrowPlan {
-  int passes, group;
+  int passes, slot_bits;
+
+  PVQ_HD int slots() const { return 1 << slot_bits; }
+  PVQ_HD int group() const { return slots() / 2; }
 };
 
 // Copies the codes of a block's tiles in the order in which its warps take them; one thread.
@@ -110,13 +122,62 @@ struct CodeStream {
     if (++stage == Shape::kStages) stage = 0;
     if (++step < Shape::kSteps) return;
     step = 0;
-    if (++tile < min(plan.group, num_tiles - group)) return;
+    if (++tile < min(plan.group(), num_tiles - group)) return;
     tile = 0;
     if (++pass < plan.passes) return;
     pass = 0;
-    group += plan.group;
+    group += plan.group();
   }
 };
+
+// Adds the sums of the block's tiles up over the warps and writes them; kAddingThreads of them.
+template <class Shape, bool kHalfOdd>
+__device__ __forceinline__ void add_sums(const ProductTask& task, const NarrowPlan& plan,
+                                         const QuantizedActivations& a, uint8_t* shared,
+                                         int first_tile, int num_tiles, int thread) {
+  const Activations& x = task.activations;
+  const SumPlace sums(x.rows());
+  const int lane = thread % 32, in_tile = thread % kTileRows;
+  // What the sums of half-odd weights lack, of each column; every warp finds it for itself.
+  float* offset = reinterpret_cast<float*>(shared + (Shape::kOffsetsAddress - kFirstAddress)) +
+                  thread / 32 * kNarrowRows;
+  if (kHalfOdd) {
+#pragma unroll 1
+    for (int column = 0; column < x.rows(); ++column) {
+      float total = 0;
+      for (int chunk = lane; chunk < task.chunks; chunk += 32) total += a.sum(chunk, column);
+      for (int distance = 16; distance > 0; distance /= 2)
+        total += __shfl_xor_sync(~0u, total, distance);
+      if (lane == 0) offset[column] = total;
+    }
+    __syncwarp();
+  }
+#pragma unroll 1
+  for (int tile = 0; tile < num_tiles; ++tile) {
+    const int slot = tile & (plan.slots() - 1), parity = tile >> plan.slot_bits & 1;
+    const int row = (first_tile + tile) * kTileRows + in_tile;
+    const float row_scale = row < task.rows ? row_scale_of(task, row) : 0;
+    barrier_wait(Shape::summed_barrier(slot), parity);
+#pragma unroll 1
+    for (int token = thread / kTileRows; token < x.tokens; token += kAddingThreads / kTileRows) {
+      float total = 0;
+#pragma unroll 1
+      for (int i = 0; i < x.slots; ++i) {
+        const int column = token * x.slots + i;
+        float sum = 0;
+#pragma unroll
+        for (int w = 0; w < kWarps; ++w)
+          sum += *reinterpret_cast<const float*>(
+              shared + (slot * sums.tile_bytes() + sums.of_warp(w) +
+                        SumPlace::of_item(column, in_tile) - kFirstAddress));
+        total += kHalfOdd ? 2 * sum + offset[column] : sum;
+      }
+      if (row < task.rows) write_scaled(task, token, row, total * row_scale);
+    }
+    __syncwarp();
+    if (lane == 0) barrier_arrive(Shape::added_barrier(slot));
+  }
+}
 
 // kOne: there is one row of activations.
 template <int kBits, int J, bool kOne>
@@ -133,68 +194,70 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int tiles = (task.rows + kTileRows - 1) / kTileRows;
   const int first_tile = int(int64_t(blockIdx.x) * tiles / gridDim.x);
   const int num_tiles = int(int64_t(blockIdx.x + 1) * tiles / gridDim.x) - first_tile;
+  constexpr ActivationForm kForm = ActivationForm::kInt8Lanes;
+  QuantizedActivations a = task.quantized;
+  const bool fused = !a.values;
+  if (fused)
+    a = QuantizedActivations::at(shared + (Shape::kActivationsAddress - kFirstAddress), kForm,
+                                 chunks, rows, kOneGroup);
 
-  // --- copies, which do not depend on the kernel before
   if (warp >= kWarps) {
-    give_registers_up<32>();
-    CodeStream<kBits, J> stream{};
-    stream.tile_bytes = int64_t(chunks) * Chunk::kBytes;
-    stream.origin = task.weights + kTableBytes + first_tile * stream.tile_bytes;
-    stream.chunks = chunks;
-    stream.num_tiles = num_tiles;
-    stream.plan = plan;
+    give_registers_up<56>();
     const bool copies = thread == kMultiplyingThreads;
+    CodeStream<kBits, J> stream{};
     if (copies) {
+      stream.tile_bytes = int64_t(chunks) * Chunk::kBytes;
+      stream.origin = task.weights + kTableBytes + first_tile * stream.tile_bytes;
+      stream.chunks = chunks;
+      stream.num_tiles = num_tiles;
+      stream.plan = plan;
 #pragma unroll 1
       for (int stage = 0; stage < Shape::kStages; ++stage) {
         barrier_init(Shape::full_barrier(stage), 1);
         barrier_init(Shape::free_barrier(stage), kWarps);
       }
+#pragma unroll 1
+      for (int slot = 0; slot < plan.slots(); ++slot) {
+        barrier_init(Shape::summed_barrier(slot), kWarps);
+        barrier_init(Shape::added_barrier(slot), kAddingThreads / 32);
+      }
       barrier_init_fence();
+      // Codes do not depend on the kernel before.
 #pragma unroll 1
       for (int stage = 0; stage < Shape::kStages && !stream.done(); ++stage) stream.copy_next();
     }
+    wait_for_previous_kernel();
+    allow_next_kernel();
     __syncthreads();
-    if (copies) {
+    if (warp > kWarps) {
+      add_sums<Shape, kBits == 3>(task, plan, a, shared, first_tile, num_tiles,
+                                  thread - kMultiplyingThreads - 32);
+    } else if (copies) {
       int parity = 0;
+#pragma unroll 1
       while (!stream.done()) {
         barrier_wait(Shape::free_barrier(stream.stage), parity);
         stream.copy_next();
         if (stream.stage == 0) parity ^= 1;
       }
     }
-    wait_for_previous_kernel();
     return;
   }
-  take_registers<112>();
+  take_registers<104>();
   fill_table(task.weights, shared + (kTableAddress - kFirstAddress), kMultiplyingThreads);
 
   // --- the activations
-  float* offset = reinterpret_cast<float*>(shared + (Shape::kOffsetsAddress - kFirstAddress));
-  constexpr ActivationForm kForm = ActivationForm::kInt8Lanes;
-  QuantizedActivations a = task.quantized;
-  if (!a.values) {
-    a = QuantizedActivations::at(shared + (Shape::kActivationsAddress - kFirstAddress), kForm,
-                                 chunks, rows);
+  if (fused) {
     const PieceRotation rotation(x.block, x.type);
     const PieceShare share(x.block, warp, kWarps);
     const PieceSigns signs(x, share, 0);
     wait_for_previous_kernel();
-    allow_next_kernel();
     for (int token = 0; token < x.tokens; ++token)
       quantize_token<kForm>(x, rotation, signs, a, token, share);
   } else {
     wait_for_previous_kernel();
-    allow_next_kernel();
   }
   __syncthreads();
-  if (kBits == 3 && warp < rows) {
-    float total = 0;
-    for (int chunk = lane; chunk < chunks; chunk += 32) total += a.sum(chunk, warp);
-    for (int distance = 16; distance > 0; distance /= 2)
-      total += __shfl_xor_sync(~0u, total, distance);
-    if (lane == 0) offset[warp] = total;
-  }
 
   // --- the product
   const LaneTable table{uint32_t(lane * 4)};
@@ -205,8 +268,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     return reinterpret_cast<float*>(shared + (address - kFirstAddress));
   };
   int stage = 0, parity = 0;
-  for (int group = 0; group < num_tiles; group += plan.group) {
-    const int group_tiles = min(plan.group, num_tiles - group);
+  for (int group = 0; group < num_tiles; group += plan.group()) {
+    const int group_tiles = min(plan.group(), num_tiles - group);
     for (int pass = 0; pass < plan.passes; ++pass) {
       uint4 b[J][2];
       float2 scale[J];
@@ -219,7 +282,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           if (row < rows) {
 #pragma unroll
             for (int h = 0; h < 2; ++h)
-              b[j][h] = *reinterpret_cast<const uint4*>(a.section(chunk, row) +
+              b[j][h] = *reinterpret_cast<const uint4*>(a.section(chunk, 0, row) +
                                                         a.unit(kForm, row, 2 * quarter + h));
           }
           if (2 * quarter < rows) scale[j].x = a.scale(chunk, 2 * quarter);
@@ -227,9 +290,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
 
-      uint32_t place = my_sums;
 #pragma unroll 1
-      for (int tile = 0; tile < group_tiles; ++tile) {
+      for (int tile = group; tile < group + group_tiles; ++tile) {
         float out[4] = {};
 #pragma unroll
         for (int step = 0; step < Shape::kSteps; ++step) {
@@ -276,6 +338,9 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
         stage += Shape::kSteps;
         if (stage == Shape::kStages) stage = 0, parity ^= 1;
+        const int slot = tile & (plan.slots() - 1);
+        const uint32_t place = my_sums + slot * sums.tile_bytes();
+        if (pass == 0) barrier_wait(Shape::added_barrier(slot), ~(tile >> plan.slot_bits) & 1);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           if (kOne && i & 1) continue;
@@ -284,30 +349,10 @@ __global__ void __launch_bounds__(kThreads, 1)
             *to = pass ? *to + out[i] : out[i];
           }
         }
-        place += sums.tile_bytes();
+        __syncwarp();
+        if (pass == plan.passes - 1 && lane == 0) barrier_arrive(Shape::summed_barrier(slot));
       }
     }
-
-    // --- the group's sums over the warps
-    barrier_of_first(kMultiplyingThreads);
-    const int outputs = group_tiles * kTileRows * x.tokens;
-    for (int i = thread; i < outputs; i += kMultiplyingThreads) {
-      const int in_tile = i % kTileRows, tile = i / kTileRows % group_tiles;
-      const int token = i / (kTileRows * group_tiles);
-      float total = 0;
-      for (int slot = 0; slot < x.slots; ++slot) {
-        const int column = token * x.slots + slot;
-        float sum = 0;
-#pragma unroll
-        for (int w = 0; w < kWarps; ++w)
-          sum += *sum_at(tile * sums.tile_bytes() + sums.of_warp(w) +
-                         SumPlace::of_item(column, in_tile));
-        total += kBits == 3 ? 2 * sum + offset[column] : sum;
-      }
-      const int64_t out_row = (first_tile + group + tile) * kTileRows + in_tile;
-      if (out_row < task.rows) write_output(task, token, out_row, total);
-    }
-    barrier_of_first(kMultiplyingThreads);
   }
 #endif
 }
@@ -321,10 +366,11 @@ int launch_table_product(const ProductTask& task, int multiprocessors, cudaStrea
                                                 kMostFusedValues / kChunkCols, 2) <=
                 Shape::kOffsetsAddress);
   const int rows = task.activations.rows();
-  const int columns = rows == 1 ? 1 : (rows + 1) & ~1;
   NarrowPlan plan;
   plan.passes = (task.chunks + J * kWarps - 1) / (J * kWarps);
-  plan.group = kSumsBytes / (kWarps * columns * kTileRows * int(sizeof(float)));
+  plan.slot_bits = rows <= 4 ? 3 : 2;  // of 32 KB
+  static_assert(kMostSumSlots == 8 && 8 * 4 == 4 * kNarrowRows &&
+                4 * kNarrowRows * kWarps * kTileRows * 4 <= kTableGapBytes);
   const int grid = std::min(int(tiles_of(task.rows)), multiprocessors);
   const auto kernel =
       rows == 1 ? table_product_kernel<kBits, J, true> : table_product_kernel<kBits, J, false>;
@@ -336,7 +382,7 @@ int launch_table_product(const ProductTask& task, int multiprocessors, cudaStrea
 // which bounds the chunks of a pass.
 template <int kBits>
 int launch_table_product(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
-  constexpr int kMost = 7;
+  constexpr int kMost = 4;
   const int chunks = (task.chunks + kWarps - 1) / kWarps;  // of a warp
   const int passes = (chunks + kMost - 1) / kMost;
   switch ((chunks + passes - 1) / passes) {
@@ -346,14 +392,8 @@ int launch_table_product(const ProductTask& task, int multiprocessors, cudaStrea
       return launch_table_product<kBits, 2>(task, multiprocessors, stream);
     case 3:
       return launch_table_product<kBits, 3>(task, multiprocessors, stream);
-    case 4:
-      return launch_table_product<kBits, 4>(task, multiprocessors, stream);
-    case 5:
-      return launch_table_product<kBits, 5>(task, multiprocessors, stream);
-    case 6:
-      return launch_table_product<kBits, 6>(task, multiprocessors, stream);
     default:
-      return launch_table_product<kBits, 7>(task, multiprocessors, stream);
+      return launch_table_product<kBits, 4>(task, multiprocessors, stream);
   }
 }
 

@@ -10,11 +10,11 @@ int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step;
 
 }  // namespace
 
-WidePlan WidePlan::of(const WideTile& tile, int64_t rows, int64_t chunks, int64_t stride,
+WidePlan WidePlan::of(const WideTile& tile, int64_t rows, int64_t chunks, int64_t columns,
                       int multiprocessors) {
   constexpr int kLeastStages = 3;
   WidePlan plan;
-  plan.column_groups = int(stride / tile.columns);
+  plan.column_groups = int(columns / tile.columns);
   // Wide groups read the activations less often; narrow ones leave fewer sums of groups that are
   // cut between blocks, where there are fewer groups than multiprocessors.
   for (plan.depth = 1;; plan.depth *= 2) {
@@ -43,17 +43,20 @@ WidePlan WidePlan::of(const WideTile& tile, int64_t rows, int64_t chunks, int64_
 }
 
 WideWorkspace::WideWorkspace(const WideTile& tile, const WidePlan& plan, int64_t chunks,
-                             int64_t stride) {
-  activations = round_up(QuantizedActivations::bytes(tile.form, chunks, stride), 16);
+                             int64_t columns) {
+  activations = round_up(QuantizedActivations::bytes(tile.form, chunks, columns), 16);
   counters = round_up(plan.groups * int64_t(sizeof(unsigned)), 16);
   partials = int64_t(plan.split.blocks) * kPartialSlots * plan.row_parts * kWarpgroupRows *
              tile.columns * int64_t(sizeof(float));
 }
 
-void WideWorkspace::place(void* memory, ActivationForm form, int64_t stride,
+void WideWorkspace::place(void* memory, const WideTile& tile, int64_t columns,
                           ProductTask* task) const {
   uint8_t* bytes = static_cast<uint8_t*>(memory);
-  task->quantized = QuantizedActivations::at(bytes, form, task->chunks, int(stride));
+  int group_bits = 0;
+  while (1 << group_bits < tile.columns) ++group_bits;
+  task->quantized =
+      QuantizedActivations::at(bytes, tile.form, task->chunks, int(columns), group_bits);
   task->counters = reinterpret_cast<unsigned*>(bytes + activations);
   task->partials = reinterpret_cast<float*>(bytes + activations + counters);
 }

@@ -49,8 +49,8 @@ struct WidePlan {
   // Of the ring, whose stages hold a step's activations, their scales, and its codes tile by tile.
   int stages, stage_bytes;
 
-  // stride: rows of the quantized activations, a multiple of tile.columns.
-  static WidePlan of(const WideTile& tile, int64_t rows, int64_t chunks, int64_t stride,
+  // columns: rows of the quantized activations, a multiple of tile.columns.
+  static WidePlan of(const WideTile& tile, int64_t rows, int64_t chunks, int64_t columns,
                      int multiprocessors);
   PVQ_HD int step_chunks() const { return depth * run; }
 };
@@ -61,10 +61,10 @@ constexpr int kPartialSlots = 2;  // a block cuts at most two groups
 struct WideWorkspace {
   int64_t activations, counters, partials;  // bytes of each
 
-  WideWorkspace(const WideTile& tile, const WidePlan& plan, int64_t chunks, int64_t stride);
+  WideWorkspace(const WideTile& tile, const WidePlan& plan, int64_t chunks, int64_t columns);
   int64_t bytes() const { return activations + counters + partials; }
   // Points a task at it.
-  void place(void* memory, ActivationForm form, int64_t stride, ProductTask* task) const;
+  void place(void* memory, const WideTile& tile, int64_t columns, ProductTask* task) const;
 };
 
 }  // namespace pvq

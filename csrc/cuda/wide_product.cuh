@@ -92,67 +92,67 @@ __device__ __forceinline__ void write_item(const ProductTask& task, const GroupP
   }
 }
 
-// Copies what the steps of a block's run need into the ring; one thread.
+// Copies what the steps of a block's run need into the ring: each warp of the copying warpgroup the
+// codes of every fourth tile, its first lanes a tile each; lane 31 of the first two the activations
+// and their scales.
 template <class Operand, int kColumns>
 struct WideStream {
   using Shape = WideShape<Operand, kColumns>;
+  static constexpr int kPayer = 31;
   const ProductTask& task;
   const WidePlan& plan;
+  int warp, lane;  // of the warpgroup
   int left, group, step;
   int slot = 0;
+  const uint8_t* row_codes = nullptr;  // of the lane's tile
 
-  __device__ __forceinline__ int chunks() const {  // of the step
-    return min(plan.step_chunks(), task.chunks - step * plan.step_chunks());
-  }
-  __device__ __forceinline__ uint32_t stage() const {
-    return Shape::kRing + slot * plan.stage_bytes;
+  __device__ __forceinline__ void find_codes() {
+    const int first = GroupPlace(group, plan, kColumns).tile, last = (task.rows - 1) / kTileRows;
+    const int tile = min(first + 4 * lane + warp, last);  // tiles beyond the last are not written
+    row_codes =
+        task.weights + Operand::kHeaderBytes + int64_t(tile) * task.chunks * Operand::kChunkBytes;
   }
   __device__ __forceinline__ void next() {
     --left;
     if (++slot == plan.stages) slot = 0;
-    if (++step == plan.split.group_steps) step = 0, ++group;
+    if (++step == plan.split.group_steps) {
+      step = 0, ++group;
+      find_codes();
+    }
   }
-  // Announces all bytes of the step, and copies its codes: tiles beyond the last are not written.
+  __device__ __forceinline__ int chunks() const {  // of the step
+    return min(plan.step_chunks(), task.chunks - step * plan.step_chunks());
+  }
+  // The bytes that a warp announces come with copy_codes and copy_activations.
+  __device__ __forceinline__ void announce() const {
+    if (lane != kPayer) return;
+    const int count = chunks();
+    int bytes = plan.row_parts * count * Operand::kChunkBytes;
+    if (warp == 0) bytes += Shape::tile().value_bytes(count);
+    if (warp == 1) bytes += Shape::tile().scale_bytes(count);
+    barrier_arrive_expecting(Shape::full_barrier(slot), bytes);
+  }
   __device__ __forceinline__ void copy_codes() const {
-    const uint32_t barrier = Shape::full_barrier(slot);
-    const int tiles = plan.row_parts * (kWarpgroupRows / kTileRows);
-    const int count = chunks(), bytes = count * Operand::kChunkBytes;
-    barrier_arrive_expecting(
-        barrier, Shape::tile().value_bytes(count) + Shape::tile().scale_bytes(count) + tiles * bytes);
-    const uint32_t to = stage() + Shape::tile().value_bytes(plan.step_chunks()) +
-                        Shape::tile().scale_bytes(plan.step_chunks());
-    const int first = GroupPlace(group, plan, kColumns).tile, last = (task.rows - 1) / kTileRows;
-    const uint8_t* from = task.weights + Operand::kHeaderBytes +
-                          int64_t(step) * plan.step_chunks() * Operand::kChunkBytes;
-#pragma unroll 1
-    for (int tile = 0; tile < tiles; ++tile)
-      copy_bulk(to + tile * plan.step_chunks() * Operand::kChunkBytes,
-                from + int64_t(min(first + tile, last)) * task.chunks * Operand::kChunkBytes, bytes,
-                barrier);
+    if (lane >= plan.row_parts) return;
+    const int step_bytes = plan.step_chunks() * Operand::kChunkBytes;
+    copy_bulk(Shape::kRing + slot * plan.stage_bytes +
+                  Shape::tile().value_bytes(plan.step_chunks()) +
+                  Shape::tile().scale_bytes(plan.step_chunks()) + (4 * lane + warp) * step_bytes,
+              row_codes + int64_t(step) * step_bytes, chunks() * Operand::kChunkBytes,
+              Shape::full_barrier(slot));
   }
   __device__ __forceinline__ void copy_activations() const {
-    const QuantizedActivations& a = task.quantized;
-    const uint32_t barrier = Shape::full_barrier(slot);
-    const int column = GroupPlace(group, plan, kColumns).column;
-    const int count = chunks();
+    if (lane != kPayer || warp > 1) return;
+    const int column = GroupPlace(group, plan, kColumns).column, count = chunks();
     const int64_t first = int64_t(step) * plan.step_chunks();
-    // Rows of all sections follow each other if there is one group of them.
-    const int pieces = plan.column_groups == 1 ? 1 : count, chunk = count / pieces;
-    const uint32_t values = stage(), scales = values + Shape::tile().value_bytes(plan.step_chunks());
-#pragma unroll 1
-    for (int c = 0; c < pieces; ++c) {
-      const int sections = plan.column_groups == 1 ? 1 : Shape::kSections;
-#pragma unroll 1
-      for (int b = 0; b < sections; ++b)
-        copy_bulk(values + (c * Shape::kSections + b) * Shape::kSectionRows,
-                  a.section((first + c) * Shape::kSections + b, column),
-                  Shape::tile().value_bytes(chunk) / sections, barrier);
-      const int rows = plan.column_groups == 1 ? 1 : 2;
-#pragma unroll 1
-      for (int r = 0; r < rows; ++r)
-        copy_bulk(scales + (2 * c + r) * kColumns * int(sizeof(float)),
-                  &a.scale(first + c, column) + r * a.stride,
-                  Shape::tile().scale_bytes(chunk) / rows, barrier);
+    const uint32_t stage = Shape::kRing + slot * plan.stage_bytes;
+    const uint32_t barrier = Shape::full_barrier(slot);
+    if (warp == 0) {
+      copy_bulk(stage, task.quantized.section(first, 0, column), Shape::tile().value_bytes(count),
+                barrier);
+    } else {
+      copy_bulk(stage + Shape::tile().value_bytes(plan.step_chunks()),
+                &task.quantized.scale(first, column), Shape::tile().scale_bytes(count), barrier);
     }
   }
 };
@@ -174,46 +174,49 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
 
   if (warp >= Shape::kWarps) {
     give_registers_up<32>();
-    const bool copies = thread == Shape::kMultiplyingThreads;
-    WideStream<Operand, kColumns> codes{task, plan, run, first_group, first_step};
-    WideStream<Operand, kColumns> activations = codes;
-    if (copies) {
+    if (thread == Shape::kMultiplyingThreads) {
 #pragma unroll 1
       for (int slot = 0; slot < plan.stages; ++slot) {
-        barrier_init(Shape::full_barrier(slot), 1);
+        barrier_init(Shape::full_barrier(slot), 4);
         barrier_init(Shape::free_barrier(slot), Shape::kWarps);
       }
       barrier_init_fence();
-      // Codes do not depend on the kernel before, activations do.
-#pragma unroll 1
-      for (int stage = 0; stage < plan.stages && codes.left > 0; ++stage, codes.next())
-        codes.copy_codes();
     }
+    WideStream<Operand, kColumns> codes{task,        plan,      warp - Shape::kWarps, lane, run,
+                                        first_group, first_step};
+    codes.find_codes();
+    auto activations = codes;
     __syncthreads();
+    // Codes do not depend on the kernel before, activations do.
+#pragma unroll 1
+    for (int stage = 0; stage < plan.stages && codes.left > 0; ++stage, codes.next()) {
+      codes.announce();
+      codes.copy_codes();
+    }
     wait_for_previous_kernel();
     allow_next_kernel();
-    if (copies) {
 #pragma unroll 1
-      for (int stage = 0; stage < plan.stages && activations.left > 0; ++stage, activations.next())
-        activations.copy_activations();
-      int parity = 0;
+    for (int stage = 0; stage < plan.stages && activations.left > 0; ++stage, activations.next())
+      activations.copy_activations();
+    int parity = 0;
 #pragma unroll 1
-      for (; codes.left > 0; codes.next()) {
-        barrier_wait(Shape::free_barrier(codes.slot), parity);
-        codes.copy_codes();
-        codes.copy_activations();
-        if (codes.slot == plan.stages - 1) parity ^= 1;
-      }
+    for (; codes.left > 0; codes.next()) {
+      barrier_wait(Shape::free_barrier(codes.slot), parity);
+      codes.announce();
+      codes.copy_codes();
+      codes.copy_activations();
+      if (codes.slot == plan.stages - 1) parity ^= 1;
     }
     return;
   }
   take_registers<Shape::kRegisters>();
+  __syncthreads();                    // the barriers stand
   const int in_group = thread % 128;  // of the warpgroup
   const int part_row = warp / 4 % plan.row_parts, depth = warp / 4 / plan.row_parts;
   if constexpr (Shape::tile().table)
     Operand::prepare(task.weights, shared + (kTableAddress - kFirstAddress),
                      Shape::kMultiplyingThreads);
-  __syncthreads();
+  barrier_of_first(Shape::kMultiplyingThreads);
   wait_for_previous_kernel();
   allow_next_kernel();
 
@@ -228,7 +231,8 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
   const uint32_t first_scales =
       Shape::kRing + Shape::tile().value_bytes(step_chunks) + my_chunk * kChunkScales;
   const uint32_t first_codes =
-      Shape::kRing + Shape::tile().value_bytes(step_chunks) + Shape::tile().scale_bytes(step_chunks) +
+      Shape::kRing + Shape::tile().value_bytes(step_chunks) +
+      Shape::tile().scale_bytes(step_chunks) +
       ((part_row * 4 + warp % 4) * step_chunks + my_chunk) * Operand::kChunkBytes;
   float out[kItems][4] = {};
   float offset = 0;  // of column in_group
@@ -362,7 +366,7 @@ template <class Operand, int kColumns>
 int launch_wide(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
   using Shape = WideShape<Operand, kColumns>;
   const WidePlan plan =
-      WidePlan::of(Shape::tile(), task.rows, task.chunks, task.quantized.stride, multiprocessors);
+      WidePlan::of(Shape::tile(), task.rows, task.chunks, task.quantized.rows, multiprocessors);
   const auto kernel = wide_kernel<Operand, kColumns>;
   return launch_overlapped(kernel, dim3(unsigned(plan.split.blocks)), Shape::kThreads, kSharedBytes,
                            stream, task, plan);
