@@ -1,5 +1,6 @@
 // Activations for the products: rotated by blocks of a power of two up to 1024 columns, then
-// narrowed to int8, or to float16 with a power of two as the scale, for each row and 128 columns.
+// narrowed to int8, or to float16 with a power of two as the scale, for each row and 128 or 256
+// columns.
 //
 // A warp rotates a piece of 256 columns on the tensor cores. A Hadamard transform is one 2 x 2
 // transform for each bit of the position, so four bits can be one product with H_16 and the other
@@ -159,15 +160,16 @@ __device__ __forceinline__ void load_piece(const Activations& a, int token, int6
   }
 }
 
-// The largest magnitude of the 128 columns that a lane and 15 others hold.
-__device__ __forceinline__ float largest_of_chunk(const float (&v)[2][4]) {
+// The largest magnitude of the columns that share a scale: the 128 that a lane and 15 others hold,
+// or all of the piece.
+__device__ __forceinline__ float largest_of(ActivationForm form, const float (&v)[2][4]) {
   float largest = 0;
 #pragma unroll
   for (int p = 0; p < 2; ++p)
 #pragma unroll
     for (int i = 0; i < 4; ++i) largest = max_or_nan(largest, fabsf(v[p][i]));
 #pragma unroll
-  for (int distance = 1; distance < 16; distance *= 2)
+  for (int distance = 1; distance < scale_cols(form) / 8; distance *= 2)
     largest = max_or_nan(largest, __shfl_xor_sync(~0u, largest, distance));
   return largest;
 }
@@ -180,7 +182,7 @@ __device__ __forceinline__ void write_int8(const Activations& a, const Quantized
   // v * inverse + kRound has the nearest integer in its last bits.
   constexpr float kRound = 12582912.0f;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const float largest = largest_of_chunk(v);
+  const float largest = largest_of(kForm, v);
   const float inverse = largest > 0 ? 127.0f * reciprocal(largest) : 0.0f;
   const int chunk = int(first / kChunkCols) + g / 4;
   const bool inside = chunk * kChunkCols < a.cols;
@@ -234,7 +236,7 @@ __device__ __forceinline__ void write_float16(const Activations& a, const Quanti
                                               int token, int64_t first, float factor,
                                               const float (&v)[2][4]) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const float largest = largest_of_chunk(v) * factor;
+  const float largest = largest_of(ActivationForm::kFloat16Steps, v) * factor;
   const float scale = __uint_as_float(__float_as_uint(largest) & 0x7F800000u);  // 2^exponent
   const float inverse = scale > 0 ? factor / scale : 0.0f;
   const int64_t chunk = first / kChunkCols + g / 4;

@@ -47,13 +47,13 @@ struct PlaneOperand {
 
   template <int kSums>
   static __device__ __forceinline__ void multiply(const Tile& tile, uint32_t section,
-                                                  int section_bytes, Sum (&sums)[kSums]) {
+                                                  int section_bytes, bool add, Sum (&sums)[kSums]) {
 #pragma unroll
     for (int b = 0; b < 2; ++b) {
       const uint64_t columns = wgmma_operand(section + b * section_bytes);
 #pragma unroll
       for (int q = 0; q < 4; ++q)
-        wgmma_float16(sums, tile.a[b][q], wgmma_step(columns, q), b + q > 0);
+        wgmma_float16(sums, tile.a[b][q], wgmma_step(columns, q), add || b + q > 0);
     }
   }
 };

@@ -42,8 +42,13 @@ PVQ_HD constexpr int sections_of(ActivationForm form) {  // of a row and chunk
 
 constexpr int kOneGroup = 30;  // group_bits of rows that are all one group
 
-// Rotated activations, value = scale * stored, with one scale a row and 128 columns, a power of two
-// for float16. A group of rows is what a product takes at a time:
+// Columns that share a scale. Products of warpgroups take two chunks before they fold the sums.
+PVQ_HD constexpr int scale_cols(ActivationForm form) {
+  return form == ActivationForm::kInt8Lanes ? kChunkCols : 2 * kChunkCols;
+}
+
+// Rotated activations, value = scale * stored, with one scale a row and scale_cols columns, a power
+// of two for float16. A group of rows is what a product takes at a time:
 //   values [groups, chunks, sections, 2^group_bits rows, 128 bytes]
 //   scales [groups, chunks, 2, 2^group_bits rows]  the scales, and what the values sum to if asked
 struct QuantizedActivations {

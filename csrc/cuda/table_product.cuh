@@ -35,7 +35,7 @@ constexpr int kMultiplyingThreads = kWarps * 32;
 constexpr int kThreads = kMultiplyingThreads + 128;
 constexpr int kAddingThreads = 96;
 constexpr int kRingLimit = 128 * 1024;
-constexpr int kMostSumSlots = 8;
+constexpr int kMostSumSlots = 16;
 
 // J: chunks that a warp takes of a tile in a pass over the columns.
 template <int kBits, int J>
@@ -88,13 +88,12 @@ struct SumPlace {
 };
 
 // What the launch adds to the task: passes over the columns (a warp takes J chunks a pass), and how
-// many tiles' partial sums have a place in shared memory; half of them pass over the columns
-// together.
+// many tiles' partial sums have a place in shared memory.
 struct NarrowPlan {
   int passes, slot_bits;
+  int group;  // tiles that pass over the columns together
 
   PVQ_HD int slots() const { return 1 << slot_bits; }
-  PVQ_HD int group() const { return slots() / 2; }
 };
 
 // Copies the codes of a block's tiles in the order in which its warps take them; one thread.
@@ -122,11 +121,11 @@ struct CodeStream {
     if (++stage == Shape::kStages) stage = 0;
     if (++step < Shape::kSteps) return;
     step = 0;
-    if (++tile < min(plan.group(), num_tiles - group)) return;
+    if (++tile < min(plan.group, num_tiles - group)) return;
     tile = 0;
     if (++pass < plan.passes) return;
     pass = 0;
-    group += plan.group();
+    group += plan.group;
   }
 };
 
@@ -268,8 +267,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     return reinterpret_cast<float*>(shared + (address - kFirstAddress));
   };
   int stage = 0, parity = 0;
-  for (int group = 0; group < num_tiles; group += plan.group()) {
-    const int group_tiles = min(plan.group(), num_tiles - group);
+  for (int group = 0; group < num_tiles; group += plan.group) {
+    const int group_tiles = min(plan.group, num_tiles - group);
     for (int pass = 0; pass < plan.passes; ++pass) {
       uint4 b[J][2];
       float2 scale[J];
@@ -368,9 +367,9 @@ int launch_table_product(const ProductTask& task, int multiprocessors, cudaStrea
   const int rows = task.activations.rows();
   NarrowPlan plan;
   plan.passes = (task.chunks + J * kWarps - 1) / (J * kWarps);
-  plan.slot_bits = rows <= 4 ? 3 : 2;  // of 32 KB
-  static_assert(kMostSumSlots == 8 && 8 * 4 == 4 * kNarrowRows &&
-                4 * kNarrowRows * kWarps * kTileRows * 4 <= kTableGapBytes);
+  plan.slot_bits = rows <= 2 ? 4 : rows <= 4 ? 3 : 2;
+  static_assert(4 * kNarrowRows * kWarps * kTileRows * 4 <= kTableGapBytes);
+  plan.group = plan.passes == 1 ? int(tiles_of(task.rows)) : plan.slots() / 2;
   const int grid = std::min(int(tiles_of(task.rows)), multiprocessors);
   const auto kernel =
       rows == 1 ? table_product_kernel<kBits, J, true> : table_product_kernel<kBits, J, false>;

@@ -29,9 +29,7 @@ constexpr int table_wide_step(int rows) {
 PVQ_HD constexpr WideTile table_wide_tile(int bits, int columns) {
   return {columns,
           columns == 128 ? 2 : 4,
-          columns <= 32   ? 4
-          : columns == 64 ? 2
-                          : 1,
+          columns <= 64 ? 4 : 2,
           ActivationForm::kInt8Steps,
           int(table_chunk_bytes(bits)),
           true};

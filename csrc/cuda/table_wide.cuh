@@ -2,8 +2,8 @@
 // them.
 //
 // Limits at 64 tokens and 2 bits, 64 rows of a chunk: the tensor cores take 128 clocks of an SM;
-// shared memory 192 (64 wavefronts of table, 64 of activations, 32 of codes, 32 of scales); issue
-// 160 (decoding 50, folding 96).
+// shared memory some 180 (64 wavefronts of table, 64 of activations, 32 of codes, 16 of scales);
+// issue some 130 (decoding 50, folding 48).
 #pragma once
 
 #include "cuda/table_decode.cuh"
@@ -45,11 +45,11 @@ struct TableOperand {
   }
 
   template <int kSums>
-  static __device__ __forceinline__ void multiply(const Tile& tile, uint32_t section, int,
+  static __device__ __forceinline__ void multiply(const Tile& tile, uint32_t section, int, bool add,
                                                   Sum (&sums)[kSums]) {
     const uint64_t b = wgmma_operand(section);
 #pragma unroll
-    for (int s = 0; s < 4; ++s) wgmma_int8(sums, tile.w[s], wgmma_step(b, s), s > 0);
+    for (int s = 0; s < 4; ++s) wgmma_int8(sums, tile.w[s], wgmma_step(b, s), add || s > 0);
   }
 };
 

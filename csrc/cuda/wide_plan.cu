@@ -34,8 +34,8 @@ WidePlan WidePlan::of(const WideTile& tile, int64_t rows, int64_t chunks, int64_
   plan.split.group_steps = int((chunks + plan.step_chunks() - 1) / plan.step_chunks());
   plan.split.steps = int64_t(plan.groups) * plan.split.group_steps;
   plan.split.blocks = int(std::min<int64_t>(plan.split.steps, multiprocessors));
-  // To add up the sums of a cut group takes as long as some four steps.
-  constexpr int kCutSteps = 4;
+  // To add up the sums of a cut group takes as long as some three steps.
+  constexpr int kCutSteps = 3;
   const int64_t cut = plan.split.steps / plan.split.blocks + kCutSteps;
   if (plan.groups <= multiprocessors && plan.split.group_steps <= cut)
     plan.split.blocks = plan.groups;
@@ -46,8 +46,8 @@ WideWorkspace::WideWorkspace(const WideTile& tile, const WidePlan& plan, int64_t
                              int64_t columns) {
   activations = round_up(QuantizedActivations::bytes(tile.form, chunks, columns), 16);
   counters = round_up(plan.groups * int64_t(sizeof(unsigned)), 16);
-  partials = int64_t(plan.split.blocks) * kPartialSlots * plan.row_parts * kWarpgroupRows *
-             tile.columns * int64_t(sizeof(float));
+  partials = int64_t(plan.split.blocks) * plan.row_parts * kWarpgroupRows * tile.columns *
+             int64_t(sizeof(float));
 }
 
 void WideWorkspace::place(void* memory, const WideTile& tile, int64_t columns,

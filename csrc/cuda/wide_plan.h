@@ -21,11 +21,10 @@ struct WideTile {
   // Where the stages of the ring begin (a multiple of 1 KB) and end.
   PVQ_HD constexpr int ring() const { return table ? kTableEnd : kFirstAddress; }
   PVQ_HD constexpr int ring_end() const { return offsets() - (table ? 0 : exchange_bytes()); }
-  // Sums that the warpgroups of other depths leave to the first: behind the ring, or in the gaps of
-  // the table.
+  // Sums that the warpgroups of another depth leave to the first: behind the ring, or in the gaps
+  // of the table.
   PVQ_HD constexpr int exchange_bytes() const {
-    return (max_depth - 1) * (warpgroups / max_depth) * kWarpgroupRows * columns *
-           int(sizeof(float));
+    return max_depth == 1 ? 0 : warpgroups / 2 * kWarpgroupRows * columns * int(sizeof(float));
   }
   PVQ_HD constexpr int offsets() const {
     return barriers() - warpgroups * columns * int(sizeof(float));
@@ -54,8 +53,6 @@ struct WidePlan {
                      int multiprocessors);
   PVQ_HD int step_chunks() const { return depth * run; }
 };
-
-constexpr int kPartialSlots = 2;  // a block cuts at most two groups
 
 // The quantized activations, counters and partial sums follow each other.
 struct WideWorkspace {

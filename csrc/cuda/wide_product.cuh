@@ -6,11 +6,12 @@
 // or add their sums up at the end if they take other chunks of the same rows (wide_plan.h). A
 // thread of one more warpgroup copies codes and activations into a ring of stages, one a step.
 //
-// Blocks take equal runs of steps (work_split.h), at most one block an SM. Sums of a group that is
-// cut between blocks meet in global memory: each block writes its own, waits until the others have,
-// adds up its share of the group in a fixed order, and writes it. All blocks run at the same time,
-// because there are no more than SMs; a kernel that waits for this one cannot take their places,
-// because it starts when all of them have.
+// Blocks take equal runs of steps (work_split.h), at most one block an SM. A group that is cut
+// between blocks belongs to the one that has its first steps, the last of that block's run; the
+// others, which begin with their part of it, leave their sums in global memory, and the owner adds
+// them to its own in their order. All blocks run at the same time, because there are no more than
+// SMs; a kernel that waits for this one cannot take their places, because it starts when all of
+// them have.
 //
 //   shared memory: | table, sums of depths in its gaps | stages | sums of depths without a table |
 //                  | offsets | barriers |
@@ -23,7 +24,7 @@
 //   prepare(weights, table, threads)       fills the table, if tiles have one
 //   Tile      a chunk in registers: load(from_shared, lane)
 //   Sum       float or int, and sum_of(Sum) the float that it means
-//   multiply(tile, sections, section_bytes, sums)   starts the products of a chunk
+//   multiply(tile, sections, section_bytes, add, sums)   starts the products of a chunk
 #pragma once
 
 #include <algorithm>
@@ -73,22 +74,30 @@ struct GroupPlace {
         column(group % plan.column_groups * columns) {}
 };
 
-// Writes four sums of a group: of rows g and g + 8 of a tile, and columns 2 t and 2 t + 1 of eight.
-// thread: of the warpgroup that takes the group's rows part_row * 64 ...
-__device__ __forceinline__ void write_item(const ProductTask& task, const GroupPlace& place,
-                                           int part_row, int item, int thread, float4 v) {
-  const int lane = thread % 32;
-  const int tile = place.tile + part_row * (kWarpgroupRows / kTileRows) + thread / 32;
-  const int column = place.column + item * 8 + lane % 4 * 2;
+// Writes the sums of a thread: of rows g and g + 8 of a tile, and columns 8 n + 2 t and the next.
+template <int kItems>
+__device__ __forceinline__ void write_sums(const ProductTask& task, int tile, int first_column,
+                                           const float (&out)[kItems][4]) {
+  const int lane = threadIdx.x % 32, row = tile * kTileRows + lane / 4;
   const bool paired = task.activations.slots == 2;  // a value and its residual
-  const int token = paired ? column / 2 : column, tokens = task.activations.tokens;
+  const int tokens = task.activations.tokens;
+  float row_scale[2];
 #pragma unroll
-  for (int u = 0; u < 2; ++u) {
-    const int64_t row = int64_t(tile) * kTileRows + u * 8 + lane / 4;
-    if (row >= task.rows) return;
-    const float first = u ? v.z : v.x, second = u ? v.w : v.y;
-    if (token < tokens) write_output(task, token, row, paired ? first + second : first);
-    if (!paired && token + 1 < tokens) write_output(task, token + 1, row, second);
+  for (int u = 0; u < 2; ++u)
+    row_scale[u] = row + 8 * u < task.rows ? row_scale_of(task, row + 8 * u) : 0;
+#pragma unroll
+  for (int n = 0; n < kItems; ++n) {
+    const int column = first_column + n * 8 + lane % 4 * 2;
+    const int token = paired ? column / 2 : column;
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      if (row + 8 * u >= task.rows) break;
+      const float first = out[n][2 * u], second = out[n][2 * u + 1];
+      if (token < tokens)
+        write_scaled(task, token, row + 8 * u, (paired ? first + second : first) * row_scale[u]);
+      if (!paired && token + 1 < tokens)
+        write_scaled(task, token + 1, row + 8 * u, second * row_scale[u]);
+    }
   }
 }
 
@@ -165,7 +174,8 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
   constexpr int kItems = Shape::kItems;
   uint8_t* const shared = dynamic_shared();
   check_first_address(shared);
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
+  // From a lane that all others follow, so that the compiler knows it to be the same for all.
+  const int thread = threadIdx.x, lane = thread % 32, warp = __shfl_sync(~0u, thread / 32, 0);
   const WorkSplit& split = plan.split;
   const int64_t begin = split.first_step(blockIdx.x);
   const int run = int(split.first_step(blockIdx.x + 1) - begin);
@@ -237,24 +247,37 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
   float out[kItems][4] = {};
   float offset = 0;  // of column in_group
   int slot = 0, phase = 0, group = first_group, step = first_step;
-  bool cut = first_step != 0;  // the group's first steps are another block's
+  bool owner = first_step == 0;  // of the group
+  const auto add_sums = [&](auto sums_of) {
+    float4 v[kItems];
+#pragma unroll
+    for (int n = 0; n < kItems; ++n) v[n] = sums_of(n);
+#pragma unroll
+    for (int n = 0; n < kItems; ++n)
+      out[n][0] += v[n].x, out[n][1] += v[n].y, out[n][2] += v[n].z, out[n][3] += v[n].w;
+  };
 #pragma unroll 1
   for (int left = run; left > 0; --left) {
     barrier_wait(Shape::full_barrier(slot), phase);
     const uint32_t stage = slot * plan.stage_bytes;
     const int mine = min(plan.run, task.chunks - step * step_chunks - my_chunk);
-#pragma unroll 1
-    for (int c = 0; c < mine; ++c) {
-      typename Operand::Tile tile;
-      tile.load(first_codes + stage + c * Operand::kChunkBytes, lane);
+    if (mine > 0) {
+      typename Operand::Tile tile[2];
       typename Operand::Sum sums[4 * kItems];
-      wgmma_fence();
-      Operand::multiply(tile, first_values + stage + c * (Shape::kSections * Shape::kSectionRows),
-                        Shape::kSectionRows, sums);
-      wgmma_commit();
-      const uint32_t scales = first_scales + stage + c * kChunkScales;
-      if (Operand::kHalfOdd && in_group < kColumns)
-        offset += __uint_as_float(load_shared_word(scales + (kColumns + in_group) * 4));
+      const uint32_t scales = first_scales + stage;
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        if (c >= mine) break;
+        tile[c].load(first_codes + stage + c * Operand::kChunkBytes, lane);
+        wgmma_fence();
+        Operand::multiply(tile[c],
+                          first_values + stage + c * (Shape::kSections * Shape::kSectionRows),
+                          Shape::kSectionRows, c > 0, sums);
+        wgmma_commit();
+        if (Operand::kHalfOdd && in_group < kColumns)
+          offset += __uint_as_float(
+              load_shared_word(scales + c * kChunkScales + (kColumns + in_group) * 4));
+      }
       wgmma_wait();
 #pragma unroll
       for (int n = 0; n < kItems; ++n) {
@@ -271,7 +294,6 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
     if (++step < split.group_steps && left > 1) continue;
 
     // --- the end of a group, or of the run
-    cut = cut || step < split.group_steps;
     if (Operand::kHalfOdd) {
       float* const offsets =
           reinterpret_cast<float*>(shared + (Shape::tile().offsets() - kFirstAddress)) +
@@ -286,43 +308,48 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
       offset = 0;
       barrier_of_first(Shape::kMultiplyingThreads);
     }
-    if (plan.depth > 1) {
-      if (depth > 0) {
+#pragma unroll 1
+    for (int d = 1; d < plan.depth; ++d) {
+      if (depth == d) {
 #pragma unroll
         for (int n = 0; n < kItems; ++n)
-          *Shape::exchange(shared, ((depth - 1) * plan.row_parts + part_row) * kItems + n,
-                           in_group) = make_float4(out[n][0], out[n][1], out[n][2], out[n][3]);
+          *Shape::exchange(shared, part_row * kItems + n, in_group) =
+              make_float4(out[n][0], out[n][1], out[n][2], out[n][3]);
       }
       barrier_of_first(Shape::kMultiplyingThreads);
-      if (depth == 0) {
-#pragma unroll 1
-        for (int d = 0; d < plan.depth - 1; ++d)
-#pragma unroll
-          for (int n = 0; n < kItems; ++n) {
-            const float4 v =
-                *Shape::exchange(shared, (d * plan.row_parts + part_row) * kItems + n, in_group);
-            out[n][0] += v.x, out[n][1] += v.y, out[n][2] += v.z, out[n][3] += v.w;
-          }
-      }
+      if (depth == 0)
+        add_sums([&](int n) { return *Shape::exchange(shared, part_row * kItems + n, in_group); });
       barrier_of_first(Shape::kMultiplyingThreads);
     }
-    if (depth == 0) {
-      float4* const mine =
-          partials +
-          (int64_t(blockIdx.x) * kPartialSlots + split.slot(blockIdx.x, group)) * group_items;
-      const GroupPlace place(group, plan, kColumns);
-#pragma unroll
-      for (int n = 0; n < kItems; ++n) {
-        const float4 v = make_float4(out[n][0], out[n][1], out[n][2], out[n][3]);
-        if (cut) {
-          __stcg(mine + (part_row * kItems + n) * 128 + in_group, v);
-        } else {
-          write_item(task, place, part_row, n, in_group, v);
+    // A block leaves sums of one group at most, the one that it begins with.
+    const int first_item = part_row * kItems * 128 + in_group;
+    if (owner) {
+      if (step < split.group_steps) {
+        const int last = split.last_block(group);
+        if (thread == 0)
+          while (load_acquire(task.counters + group) < last - blockIdx.x) __nanosleep(20);
+        barrier_of_first(Shape::kMultiplyingThreads);
+        if (depth == 0) {
+#pragma unroll 1
+          for (int block = blockIdx.x + 1; block <= last; ++block) {
+            const float4* theirs = partials + int64_t(block) * group_items + first_item;
+            add_sums([&](int n) { return __ldcg(theirs + n * 128); });
+          }
         }
       }
-      if (cut) __threadfence();
-    }
-    if (cut) {
+      if (depth == 0) {
+        const GroupPlace place(group, plan, kColumns);
+        write_sums(task, place.tile + part_row * (kWarpgroupRows / kTileRows) + warp % 4,
+                   place.column, out);
+      }
+    } else {
+      if (depth == 0) {
+        float4* const mine = partials + int64_t(blockIdx.x) * group_items + first_item;
+#pragma unroll
+        for (int n = 0; n < kItems; ++n)
+          __stcg(mine + n * 128, make_float4(out[n][0], out[n][1], out[n][2], out[n][3]));
+        __threadfence();
+      }
       barrier_of_first(Shape::kMultiplyingThreads);
       if (thread == 0) atomicAdd(task.counters + group, 1u);
     }
@@ -330,34 +357,8 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
     for (int n = 0; n < kItems; ++n)
 #pragma unroll
       for (int i = 0; i < 4; ++i) out[n][i] = 0;
-    cut = false;
-    if (step == split.group_steps) step = 0, ++group;
-  }
-
-  // --- this block's shares of the groups that it has cut
-  const int last_group = int((begin + run - 1) / split.group_steps);
-#pragma unroll 1
-  for (int g = first_group; g <= last_group; g += max(1, last_group - first_group)) {
-    const int from = split.first_block(g), to = split.last_block(g), count = to - from + 1;
-    if (count == 1) continue;
-    if (thread == 0)
-      while (load_acquire(task.counters + g) < unsigned(count)) __nanosleep(20);
-    barrier_of_first(Shape::kMultiplyingThreads);
-    const GroupPlace place(g, plan, kColumns);
-    const int share = blockIdx.x - from;
-    const int last = int(int64_t(share + 1) * group_items / count);
-#pragma unroll 1
-    for (int i = int(int64_t(share) * group_items / count) + thread; i < last;
-         i += Shape::kMultiplyingThreads) {
-      float4 total = make_float4(0, 0, 0, 0);
-#pragma unroll 4
-      for (int block = from; block <= to; ++block) {
-        const float4 v = __ldcg(
-            partials + (int64_t(block) * kPartialSlots + split.slot(block, g)) * group_items + i);
-        total.x += v.x, total.y += v.y, total.z += v.z, total.w += v.w;
-      }
-      write_item(task, place, i / (kItems * 128), i / 128 % kItems, i % 128, total);
-    }
+    owner = true;
+    step = 0, ++group;
   }
 #endif
 }
