@@ -10,11 +10,18 @@ namespace {
 
 int rows_of(const TableProduct& t) { return t.tokens * (t.residual ? 2 : 1); }
 
-bool is_narrow(const TableProduct& t) { return rows_of(t) <= kNarrowRows; }
+// Small matrices do not fill the device with the groups of a wide product.
+bool is_narrow(const TableProduct& t) {
+  const int groups = (rows_of(t) + kNarrowRows - 1) / kNarrowRows;
+  return groups == 1 ||
+         (groups <= 4 && groups * tiles_of(t.rows) <= device_limits().multiprocessors);
+}
 
 // One or two tokens of few columns are quantized by every block of the product; more cost less in a
 // launch of their own.
-bool is_fused(const TableProduct& t) { return t.tokens * t.cols <= kMostFusedValues; }
+bool is_fused(const TableProduct& t) {
+  return t.tokens <= 2 && t.cols <= (t.tokens == 1 ? 2 : 1) * kMostFusedValues / t.tokens;
+}
 
 int columns_of(const TableProduct& t) {
   const int step = is_narrow(t) ? 1 : table_wide_step(rows_of(t));

@@ -1,6 +1,6 @@
 // The product kernel of the table codes for up to 8 rows of activations (tokens, or tokens and
-// their residuals); csrc/cuda/table_product_{2,3,4}.cu instantiate it. table_wide.cuh has the one
-// for more.
+// their residuals) a block; csrc/cuda/table_product_{2,3,4}.cu instantiate it. table_wide.cuh has
+// the one for more.
 //
 // A block owns a run of tiles (16 rows each) and walks over the whole depth: warp w of 16 takes
 // chunk (128 columns) 16 i + w of every tile, so its activations are the same for all tiles and
@@ -35,7 +35,7 @@ constexpr int kMultiplyingThreads = kWarps * 32;
 constexpr int kThreads = kMultiplyingThreads + 128;
 constexpr int kAddingThreads = 96;
 constexpr int kRingLimit = 128 * 1024;
-constexpr int kMostSumSlots = 16;
+constexpr int kMostSumSlots = 8;
 
 // J: chunks that a warp takes of a tile in a pass over the columns.
 template <int kBits, int J>
@@ -133,22 +133,25 @@ struct CodeStream {
 template <class Shape, bool kHalfOdd>
 __device__ __forceinline__ void add_sums(const ProductTask& task, const NarrowPlan& plan,
                                          const QuantizedActivations& a, uint8_t* shared,
-                                         int first_tile, int num_tiles, int thread) {
-  const Activations& x = task.activations;
-  const SumPlace sums(x.rows());
+                                         int first_row, int rows, int first_tile, int num_tiles,
+                                         int thread) {
+  const int slots = task.activations.slots, first_token = first_row / slots;
+  const SumPlace sums(rows);
   const int lane = thread % 32, in_tile = thread % kTileRows;
   // What the sums of half-odd weights lack, of each column; every warp finds it for itself.
   float* offset = reinterpret_cast<float*>(shared + (Shape::kOffsetsAddress - kFirstAddress)) +
                   thread / 32 * kNarrowRows;
   if (kHalfOdd) {
-#pragma unroll 1
-    for (int column = 0; column < x.rows(); ++column) {
-      float total = 0;
-      for (int chunk = lane; chunk < task.chunks; chunk += 32) total += a.sum(chunk, column);
-      for (int distance = 16; distance > 0; distance /= 2)
-        total += __shfl_xor_sync(~0u, total, distance);
-      if (lane == 0) offset[column] = total;
+    const int column = lane % kNarrowRows;
+    float total = 0;
+    if (column < rows) {
+#pragma unroll 4
+      for (int chunk = lane / kNarrowRows; chunk < task.chunks; chunk += 32 / kNarrowRows)
+        total += a.sum(chunk, first_row + column);
     }
+    for (int distance = kNarrowRows; distance < 32; distance *= 2)
+      total += __shfl_xor_sync(~0u, total, distance);
+    if (lane < kNarrowRows) offset[column] = total;
     __syncwarp();
   }
 #pragma unroll 1
@@ -158,11 +161,12 @@ __device__ __forceinline__ void add_sums(const ProductTask& task, const NarrowPl
     const float row_scale = row < task.rows ? row_scale_of(task, row) : 0;
     barrier_wait(Shape::summed_barrier(slot), parity);
 #pragma unroll 1
-    for (int token = thread / kTileRows; token < x.tokens; token += kAddingThreads / kTileRows) {
+    for (int token = thread / kTileRows; token < rows / slots;
+         token += kAddingThreads / kTileRows) {
       float total = 0;
 #pragma unroll 1
-      for (int i = 0; i < x.slots; ++i) {
-        const int column = token * x.slots + i;
+      for (int i = 0; i < slots; ++i) {
+        const int column = token * slots + i;
         float sum = 0;
 #pragma unroll
         for (int w = 0; w < kWarps; ++w)
@@ -171,7 +175,9 @@ __device__ __forceinline__ void add_sums(const ProductTask& task, const NarrowPl
                         SumPlace::of_item(column, in_tile) - kFirstAddress));
         total += kHalfOdd ? 2 * sum + offset[column] : sum;
       }
-      if (row < task.rows) write_scaled(task, token, row, total * row_scale);
+      if (row < task.rows)
+        static_cast<uint16_t*>(task.y)[int64_t(first_token + token) * task.rows + row] =
+            round_output(task, total * row_scale);
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(Shape::added_barrier(slot));
@@ -189,7 +195,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   check_first_address(shared);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
   const Activations& x = task.activations;
-  const int rows = kOne ? 1 : x.rows(), chunks = task.chunks;
+  // blockIdx.y takes the next eight rows.
+  const int first_row = kOne ? 0 : blockIdx.y * kNarrowRows;
+  const int rows = kOne ? 1 : min(kNarrowRows, x.rows() - first_row), chunks = task.chunks;
   const int tiles = (task.rows + kTileRows - 1) / kTileRows;
   const int first_tile = int(int64_t(blockIdx.x) * tiles / gridDim.x);
   const int num_tiles = int(int64_t(blockIdx.x + 1) * tiles / gridDim.x) - first_tile;
@@ -229,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     allow_next_kernel();
     __syncthreads();
     if (warp > kWarps) {
-      add_sums<Shape, kBits == 3>(task, plan, a, shared, first_tile, num_tiles,
+      add_sums<Shape, kBits == 3>(task, plan, a, shared, first_row, rows, first_tile, num_tiles,
                                   thread - kMultiplyingThreads - 32);
     } else if (copies) {
       int parity = 0;
@@ -281,11 +289,11 @@ __global__ void __launch_bounds__(kThreads, 1)
           if (row < rows) {
 #pragma unroll
             for (int h = 0; h < 2; ++h)
-              b[j][h] = *reinterpret_cast<const uint4*>(a.section(chunk, 0, row) +
+              b[j][h] = *reinterpret_cast<const uint4*>(a.section(chunk, 0, first_row + row) +
                                                         a.unit(kForm, row, 2 * quarter + h));
           }
-          if (2 * quarter < rows) scale[j].x = a.scale(chunk, 2 * quarter);
-          if (2 * quarter + 1 < rows) scale[j].y = a.scale(chunk, 2 * quarter + 1);
+          if (2 * quarter < rows) scale[j].x = a.scale(chunk, first_row + 2 * quarter);
+          if (2 * quarter + 1 < rows) scale[j].y = a.scale(chunk, first_row + 2 * quarter + 1);
         }
       }
 
@@ -362,19 +370,20 @@ int launch_table_product(const ProductTask& task, int multiprocessors, cudaStrea
   using Shape = ProductShape<kBits, J>;
   static_assert(Shape::kActivationsAddress +
                     QuantizedActivations::bytes(ActivationForm::kInt8Lanes,
-                                                kMostFusedValues / kChunkCols, 2) <=
+                                                2 * kMostFusedValues / kChunkCols, 2) <=
                 Shape::kOffsetsAddress);
   const int rows = task.activations.rows();
   NarrowPlan plan;
   plan.passes = (task.chunks + J * kWarps - 1) / (J * kWarps);
-  plan.slot_bits = rows <= 2 ? 4 : rows <= 4 ? 3 : 2;
+  plan.slot_bits = rows <= 4 ? 3 : 2;
   static_assert(4 * kNarrowRows * kWarps * kTileRows * 4 <= kTableGapBytes);
   plan.group = plan.passes == 1 ? int(tiles_of(task.rows)) : plan.slots() / 2;
-  const int grid = std::min(int(tiles_of(task.rows)), multiprocessors);
+  const int groups = (rows + kNarrowRows - 1) / kNarrowRows;
+  const int blocks = std::min(int(tiles_of(task.rows)), multiprocessors);
   const auto kernel =
       rows == 1 ? table_product_kernel<kBits, J, true> : table_product_kernel<kBits, J, false>;
-  return launch_overlapped(kernel, dim3(unsigned(grid)), kThreads, kSharedBytes, stream, task,
-                           plan);
+  return launch_overlapped(kernel, dim3(unsigned(blocks), unsigned(groups)), kThreads, kSharedBytes,
+                           stream, task, plan);
 }
 
 // Picks the instance for the task's columns. Activations of a pass stay in registers, 8 a chunk,

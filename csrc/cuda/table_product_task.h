@@ -8,10 +8,11 @@
 
 namespace pvq {
 
-// Up to this many values (tokens * columns) are rotated by every block of a narrow product.
+// Up to this many values (tokens * columns) are rotated by every block of a narrow product, which
+// then takes no other launch; of one token, whose launch weighs more, twice as many.
 constexpr int64_t kMostFusedValues = 8192;
 
-// Up to kNarrowRows rows of activations; warps share a tile's columns.
+// Blocks take kNarrowRows rows of activations each; warps share a tile's columns.
 int table_product_2(const ProductTask& task, int multiprocessors, cudaStream_t stream);
 int table_product_3(const ProductTask& task, int multiprocessors, cudaStream_t stream);
 int table_product_4(const ProductTask& task, int multiprocessors, cudaStream_t stream);
