@@ -40,6 +40,10 @@ struct PlaneOperand {
             a[b][q][2 + u] = pair[1];
           }
     }
+    __device__ __forceinline__ void done() const {
+      wgmma_done_with(a[0]);
+      wgmma_done_with(a[1]);
+    }
   };
 
   using Sum = float;

@@ -24,10 +24,15 @@ __device__ __forceinline__ float row_scale_of(const ProductTask& task, int64_t r
   return __uint_as_float(uint32_t(task.row_scale[row]) << 16);
 }
 
-// The bits of an output.
-__device__ __forceinline__ uint16_t round_output(const ProductTask& task, float value) {
-  if (task.activations.type == RealType::kFloat16) return __half_as_ushort(__float2half_rn(value));
-  return __bfloat16_as_ushort(__float2bfloat16_rn(value));
+// Writes an output, `value` with its row's scale.
+__device__ __forceinline__ void write_scaled(const ProductTask& task, int64_t token, int64_t row,
+                                             float value) {
+  const int64_t place = token * task.rows + row;
+  if (task.activations.type == RealType::kFloat16) {
+    static_cast<__half*>(task.y)[place] = __float2half_rn(value);
+  } else {
+    static_cast<__nv_bfloat16*>(task.y)[place] = __float2bfloat16_rn(value);
+  }
 }
 
 }  // namespace pvq

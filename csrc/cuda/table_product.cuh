@@ -175,9 +175,7 @@ __device__ __forceinline__ void add_sums(const ProductTask& task, const NarrowPl
                         SumPlace::of_item(column, in_tile) - kFirstAddress));
         total += kHalfOdd ? 2 * sum + offset[column] : sum;
       }
-      if (row < task.rows)
-        static_cast<uint16_t*>(task.y)[int64_t(first_token + token) * task.rows + row] =
-            round_output(task, total * row_scale);
+      if (row < task.rows) write_scaled(task, first_token + token, row, total * row_scale);
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(Shape::added_barrier(slot));

@@ -37,6 +37,7 @@ struct TableOperand {
       chunk.template decode<2>(table, w[2]);
       chunk.template decode<3>(table, w[3]);
     }
+    __device__ __forceinline__ void done() const { wgmma_done_with(w); }
   };
 
   using Sum = int;

@@ -37,6 +37,15 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 }
 
+// Behind wgmma_wait(): that a left operand was in use until here.
+template <int kSteps>
+__device__ __forceinline__ void wgmma_done_with(const uint32_t (&a)[kSteps][4]) {
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) asm volatile("" ::"r"(a[s][i]) : "memory");
+}
+
 // add: whether the sums in d count, or start at zero.
 __device__ __forceinline__ void wgmma_int8(int (&d)[8], const uint32_t (&a)[4], uint64_t b,
                                            int add) {

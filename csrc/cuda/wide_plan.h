@@ -21,11 +21,10 @@ struct WideTile {
   // Where the stages of the ring begin (a multiple of 1 KB) and end.
   PVQ_HD constexpr int ring() const { return table ? kTableEnd : kFirstAddress; }
   PVQ_HD constexpr int ring_end() const { return offsets() - (table ? 0 : exchange_bytes()); }
-  // Sums that the warpgroups of another depth leave to the first, and outputs, 16 bits each, before
-  // they are written: behind the ring, or in the gaps of the table.
+  // Sums that the warpgroups of another depth leave to the first: behind the ring, or in the gaps
+  // of the table.
   PVQ_HD constexpr int exchange_bytes() const {
-    const int outputs = warpgroups * kWarpgroupRows * columns * 2;
-    return max_depth == 1 ? outputs : warpgroups / 2 * kWarpgroupRows * columns * 4;
+    return max_depth == 1 ? 0 : warpgroups / 2 * kWarpgroupRows * columns * int(sizeof(float));
   }
   PVQ_HD constexpr int offsets() const {
     return barriers() - warpgroups * columns * int(sizeof(float));

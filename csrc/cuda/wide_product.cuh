@@ -22,7 +22,7 @@
 //   kHalfOdd                    the result is 2 sums + the sum of the activations, not the sums
 //   tile(columns)               of an instance
 //   prepare(weights, table, threads)       fills the table, if tiles have one
-//   Tile      a chunk in registers: load(from_shared, lane)
+//   Tile      a chunk in registers: load(from_shared, lane); done() behind wgmma_wait()
 //   Sum       float or int, and sum_of(Sum) the float that it means
 //   multiply(tile, sections, section_bytes, add, sums)   starts the products of a chunk
 #pragma once
@@ -51,9 +51,6 @@ struct WideShape {
   // What the copying warpgroup gives up the others take.
   static constexpr int kRegisters = tile().warpgroups == 4 ? 112 : 232;
 
-  // With few warpgroups, each decodes a step's weights while the products of the last one run.
-  static constexpr bool kDecodesAhead = tile().warpgroups == 2;
-
   static constexpr int kRing = tile().ring();
   static __device__ __forceinline__ uint32_t full_barrier(int slot) {
     return tile().barriers() + 16 * slot;
@@ -61,11 +58,10 @@ struct WideShape {
   static __device__ __forceinline__ uint32_t free_barrier(int slot) {
     return tile().barriers() + 16 * slot + 8;
   }
-  // Memory for sums or outputs that pass from thread to thread.
-  template <class T>
-  static __device__ __forceinline__ T* exchange(uint8_t* shared, uint32_t offset) {
+  static __device__ __forceinline__ float4* exchange(uint8_t* shared, int item, int thread) {
+    const uint32_t offset = uint32_t(item * 128 + thread) * 16;
     const uint32_t address = tile().table ? beside_table(offset) : tile().ring_end() + offset;
-    return reinterpret_cast<T*>(shared + (address - kFirstAddress));
+    return reinterpret_cast<float4*>(shared + (address - kFirstAddress));
   }
 };
 
@@ -78,64 +74,29 @@ struct GroupPlace {
         column(group % plan.column_groups * columns) {}
 };
 
-// Rounded outputs of a group in shared memory, [columns, rows] of 16 bits, on their way to whole
-// stretches of memory. Blocks of 16 rows are swizzled, so that the lanes of a warp meet in no bank.
-struct OutputPlace {
-  int rows;  // of the group
-
-  __device__ __forceinline__ uint32_t offset(int column, int row) const {
-    return uint32_t(column * rows + (row ^ (column >> 1 & 3) << 4)) * 2;
-  }
-};
-
-// Rounds the sums of a thread to outputs: of rows g and g + 8 of the warp's, and columns 8 n + 2 t
-// and the next. first_row: of the warp in the group; at(offset): an address.
-template <int kItems, class At>
-__device__ __forceinline__ void round_sums(const ProductTask& task, int tile, int first_row,
-                                           const OutputPlace& place, const float (&out)[kItems][4],
-                                           const At& at) {
-  const int lane = threadIdx.x % 32, row = lane / 4;
+// Writes the sums of a thread: of rows g and g + 8 of a tile, and columns 8 n + 2 t and the next.
+template <int kItems>
+__device__ __forceinline__ void write_sums(const ProductTask& task, int tile, int first_column,
+                                           const float (&out)[kItems][4]) {
+  const int lane = threadIdx.x % 32, row = tile * kTileRows + lane / 4;
   const bool paired = task.activations.slots == 2;  // a value and its residual
+  const int tokens = task.activations.tokens;
   float row_scale[2];
 #pragma unroll
-  for (int u = 0; u < 2; ++u) {
-    const int task_row = tile * kTileRows + row + 8 * u;
-    row_scale[u] = task_row < task.rows ? row_scale_of(task, task_row) : 0;
-  }
+  for (int u = 0; u < 2; ++u)
+    row_scale[u] = row + 8 * u < task.rows ? row_scale_of(task, row + 8 * u) : 0;
 #pragma unroll
   for (int n = 0; n < kItems; ++n) {
-    const int column = 8 * n + lane % 4 * 2;
+    const int column = first_column + n * 8 + lane % 4 * 2;
+    const int token = paired ? column / 2 : column;
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
-      const float first = out[n][2 * u] * row_scale[u], second = out[n][2 * u + 1] * row_scale[u];
-      if (paired) {
-        *at(place.offset(column / 2, first_row + row + 8 * u)) = round_output(task, first + second);
-      } else {
-        *at(place.offset(column, first_row + row + 8 * u)) = round_output(task, first);
-        *at(place.offset(column + 1, first_row + row + 8 * u)) = round_output(task, second);
-      }
-    }
-  }
-}
-
-// Writes the outputs of a group; all multiplying threads call it.
-template <int kThreads, class At>
-__device__ __forceinline__ void write_group(const ProductTask& task, int tile, int first_column,
-                                            int columns, const OutputPlace& place, const At& at) {
-  const int slots = task.activations.slots, first_token = first_column / slots;
-  const int tokens = min(columns / slots, task.activations.tokens - first_token);
-  const int first_row = tile * kTileRows, pieces = place.rows / 8;
-  uint16_t* const y = static_cast<uint16_t*>(task.y);
-#pragma unroll 1
-  for (int i = threadIdx.x; i < tokens * pieces; i += kThreads) {
-    const int token = i / pieces, row = i % pieces * 8;
-    const uint16_t* from = at(place.offset(token, row));
-    uint16_t* to = y + int64_t(first_token + token) * task.rows + first_row + row;
-    if (task.rows % 8 == 0) {
-      if (first_row + row < task.rows)
-        *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
-    } else {
-      for (int r = 0; r < 8 && first_row + row + r < task.rows; ++r) to[r] = from[r];
+      if (row + 8 * u >= task.rows) break;
+      const float first = out[n][2 * u], second = out[n][2 * u + 1];
+      if (token < tokens)
+        write_scaled(task, token, row + 8 * u, (paired ? first + second : first) * row_scale[u]);
+      if (!paired && token + 1 < tokens)
+        write_scaled(task, token + 1, row + 8 * u, second * row_scale[u]);
     }
   }
 }
@@ -295,49 +256,31 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
     for (int n = 0; n < kItems; ++n)
       out[n][0] += v[n].x, out[n][1] += v[n].y, out[n][2] += v[n].z, out[n][3] += v[n].w;
   };
-  // How many chunks of a step are this warpgroup's, and their weights.
-  const auto chunks_of = [&](int step) {
-    return min(plan.run, task.chunks - step * step_chunks - my_chunk);
-  };
-  const auto load_tiles = [&](typename Operand::Tile(&tile)[2], int slot, int count) {
-#pragma unroll
-    for (int c = 0; c < 2; ++c)
-      if (c < count)
-        tile[c].load(first_codes + slot * plan.stage_bytes + c * Operand::kChunkBytes, lane);
-  };
-  typename Operand::Tile ahead[2], next[2];  // if weights are decoded ahead
-  if (Shape::kDecodesAhead) {
-    barrier_wait(Shape::full_barrier(0), 0);
-    load_tiles(ahead, 0, chunks_of(step));
-  }
 #pragma unroll 1
   for (int left = run; left > 0; --left) {
-    const uint32_t stage = slot * plan.stage_bytes, scales = first_scales + stage;
-    const int count = chunks_of(step);
-    if (!Shape::kDecodesAhead) barrier_wait(Shape::full_barrier(slot), phase);
-    typename Operand::Tile now[2];
-    typename Operand::Sum sums[4 * kItems];
+    barrier_wait(Shape::full_barrier(slot), phase);
+    const uint32_t stage = slot * plan.stage_bytes;
+    const int mine = min(plan.run, task.chunks - step * step_chunks - my_chunk);
+    if (mine > 0) {
+      typename Operand::Tile tile[2];
+      typename Operand::Sum sums[4 * kItems];
+      const uint32_t scales = first_scales + stage;
 #pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      if (c >= count) break;
-      if (!Shape::kDecodesAhead) now[c].load(first_codes + stage + c * Operand::kChunkBytes, lane);
-      wgmma_fence();
-      Operand::multiply(Shape::kDecodesAhead ? ahead[c] : now[c],
-                        first_values + stage + c * (Shape::kSections * Shape::kSectionRows),
-                        Shape::kSectionRows, c > 0, sums);
-      wgmma_commit();
-      if (Operand::kHalfOdd && in_group < kColumns)
-        offset += __uint_as_float(
-            load_shared_word(scales + c * kChunkScales + (kColumns + in_group) * 4));
-    }
-    if (Shape::kDecodesAhead && left > 1) {
-      const bool wraps = slot + 1 == plan.stages;
-      const int next_slot = wraps ? 0 : slot + 1;
-      barrier_wait(Shape::full_barrier(next_slot), wraps ? phase ^ 1 : phase);
-      load_tiles(next, next_slot, chunks_of(step + 1 < split.group_steps ? step + 1 : 0));
-    }
-    wgmma_wait();
-    if (count > 0) {
+      for (int c = 0; c < 2; ++c) {
+        if (c >= mine) break;
+        tile[c].load(first_codes + stage + c * Operand::kChunkBytes, lane);
+        wgmma_fence();
+        Operand::multiply(tile[c],
+                          first_values + stage + c * (Shape::kSections * Shape::kSectionRows),
+                          Shape::kSectionRows, c > 0, sums);
+        wgmma_commit();
+        if (Operand::kHalfOdd && in_group < kColumns)
+          offset += __uint_as_float(
+              load_shared_word(scales + c * kChunkScales + (kColumns + in_group) * 4));
+      }
+      wgmma_wait();
+      tile[0].done();
+      if (mine > 1) tile[1].done();
 #pragma unroll
       for (int n = 0; n < kItems; ++n) {
         const uint2 s = load_shared_pair(scales + (8 * n + lane % 4 * 2) * 4);
@@ -347,7 +290,6 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
           out[n][i] = __fmaf_rn(Operand::sum_of(sums[4 * n + i]), scale[i & 1], out[n][i]);
       }
     }
-    if (Shape::kDecodesAhead) ahead[0] = next[0], ahead[1] = next[1];
     __syncwarp();
     if (lane == 0) barrier_arrive(Shape::free_barrier(slot));
     if (++slot == plan.stages) slot = 0, phase ^= 1;
@@ -370,17 +312,15 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
     }
 #pragma unroll 1
     for (int d = 1; d < plan.depth; ++d) {
-      const auto exchange = [&](int n) {
-        return Shape::template exchange<float4>(shared,
-                                                ((part_row * kItems + n) * 128 + in_group) * 16);
-      };
       if (depth == d) {
 #pragma unroll
         for (int n = 0; n < kItems; ++n)
-          *exchange(n) = make_float4(out[n][0], out[n][1], out[n][2], out[n][3]);
+          *Shape::exchange(shared, part_row * kItems + n, in_group) =
+              make_float4(out[n][0], out[n][1], out[n][2], out[n][3]);
       }
       barrier_of_first(Shape::kMultiplyingThreads);
-      if (depth == 0) add_sums([&](int n) { return *exchange(n); });
+      if (depth == 0)
+        add_sums([&](int n) { return *Shape::exchange(shared, part_row * kItems + n, in_group); });
       barrier_of_first(Shape::kMultiplyingThreads);
     }
     // A block leaves sums of one group at most, the one that it begins with.
@@ -399,18 +339,11 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
           }
         }
       }
-      const GroupPlace place(group, plan, kColumns);
-      const OutputPlace outputs{plan.row_parts * kWarpgroupRows};
-      const auto at = [&](uint32_t offset) {
-        return Shape::template exchange<uint16_t>(shared, offset);
-      };
-      if (depth == 0)
-        round_sums(task, place.tile + part_row * 4 + warp % 4,
-                   (part_row * 4 + warp % 4) * kTileRows, outputs, out, at);
-      barrier_of_first(Shape::kMultiplyingThreads);
-      write_group<Shape::kMultiplyingThreads>(task, place.tile, place.column, kColumns, outputs,
-                                              at);
-      barrier_of_first(Shape::kMultiplyingThreads);
+      if (depth == 0) {
+        const GroupPlace place(group, plan, kColumns);
+        write_sums(task, place.tile + part_row * (kWarpgroupRows / kTileRows) + warp % 4,
+                   place.column, out);
+      }
     } else {
       if (depth == 0) {
         float4* const mine = partials + int64_t(blockIdx.x) * group_items + first_item;

@@ -15,6 +15,8 @@ inline uint64_t wgmma_step(uint64_t operand, int step) { return operand + 32 * s
 inline void wgmma_fence() {}
 inline void wgmma_commit() {}
 inline void wgmma_wait() {}
+template <int kSteps>
+void wgmma_done_with(const uint32_t (&)[kSteps][4]) {}
 
 struct Left {
   uint32_t a[4];
