@@ -21,7 +21,6 @@ from timing import machine, print_machine, write_json
 from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, DynamicCache, PreTrainedModel
 
 import pvq
-from pvq.cache.layer import CodedCacheLayer
 from pvq.evaluate import tokenize
 
 
@@ -102,13 +101,12 @@ def main() -> None:
                 total.tokens += len(targets)
         rows = []
         for setting, cache, total in zip(settings, caches, sums, strict=True):
-            bits = 8 * getattr(cache, "bits_per_value", 4) or 16
-            coded = isinstance(cache.layers[0], CodedCacheLayer)
+            coded = isinstance(cache, pvq.PVQCache)
             seconds = seconds_of_generation(model, windows[0], make(setting), arguments.new)
             rows.append(
                 {
                     **(setting or {"bits": None, "dim": None, "window": None}),
-                    "bits_per_value": cache.bits_per_value if coded else bits,
+                    "bits_per_value": cache.bits_per_value if coded else 8 * model.dtype.itemsize,
                     "nbytes": cache.nbytes if coded else None,
                     "perplexity": math.exp(total.nll / total.tokens),
                     "kl_divergence": total.kl / total.tokens,
@@ -117,7 +115,7 @@ def main() -> None:
                     "ms_per_step": 1e3 * seconds / arguments.new,
                 }
             )
-    description = machine() | {"model": str(arguments.model), "piece": arguments.piece}
+    description = machine() | {"model": Path(arguments.model).name, "piece": arguments.piece}
     print_machine(description)
     print("| bits | D | exact | b/value stored | perplexity | KL | top-1 | ms a step |")
     print("|---|---|---|---|---|---|---|---|")

@@ -6,7 +6,13 @@ from itertools import pairwise
 import pytest
 import torch
 from conftest import TINY
-from transformers import AutoModelForCausalLM, DynamicCache, Gemma2Config, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    Gemma2Config,
+    LlamaConfig,
+    Qwen3NextConfig,
+)
 
 import pvq
 from pvq.cache.layer import CodedCacheLayer
@@ -134,6 +140,26 @@ def test_beam_search_runs_and_batches_are_reordered(tokens):
     dense = model.generate(ids, **settings)
     cache = pvq.PVQCache(model.config, bits=8, window=0)
     assert torch.equal(model.generate(ids, past_key_values=cache, **settings), dense)
+
+
+def test_prompt_lookup_crops_what_it_guessed_wrong(tokens):
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32).eval()
+    ids = tokens[None, :20].repeat(1, 4)
+    settings = {"max_new_tokens": 30, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+    dense = model.generate(ids, **settings)
+    for bits, window in ((3, 200), (8, 0)):
+        cache = pvq.PVQCache(model.config, bits, window=window)
+        settings["past_key_values"] = cache
+        assert torch.equal(model.generate(ids, prompt_lookup_num_tokens=4, **settings), dense)
+
+
+def test_layers_without_keys_stay_as_they_are():
+    types = ["linear_attention", "full_attention", "linear_attention", "full_attention"]
+    config = Qwen3NextConfig(num_hidden_layers=4, layer_types=types, head_dim=64)
+    cache = pvq.PVQCache(config, 3)
+    coded = [isinstance(layer, CodedCacheLayer) for layer in cache.layers]
+    assert coded == [False, True, False, True]
+    assert cache.nbytes == 0
 
 
 @pytest.mark.parametrize("window", [0, 3, 50])
