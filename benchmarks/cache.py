@@ -1,27 +1,86 @@
 """A model with its keys and values in pyramid codes: quality against bits, memory and time.
 
-    python benchmarks/cache.py MODEL --text FILE [--bits 4 3 2] [--windows 4] [--json FILE]
+    python benchmarks/cache.py MODEL --text FILE [--bits 4 3 2] [--windows 3] [--json FILE]
 
 Each window of the text is read in pieces of --piece tokens with a cache, so that a token sees all
 tokens before its piece as the cache holds them; no token but those of the piece is exact. KL
-divergence is from the same model with transformers' own cache. The time is that of generating
---new tokens after a window, one at a time, and what quantizing and decoding take of it.
+divergence is from the same model with transformers' own cache. "int" stands for integers with a
+bfloat16 scale and a bfloat16 offset for each token and head, rotated or not. The time is that of
+one more token after the last window, the median of steps that all caches make in turn; integers
+are held as what they stand for, so theirs says nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from timing import machine, print_machine, write_json
+from timing import interleave, machine, print_machine, write_json
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, DynamicCache, PreTrainedModel
 
 import pvq
+from pvq.cache.layer import CodedCacheLayer
 from pvq.evaluate import tokenize
+from pvq.rotation import default_block, rotate
+
+
+@dataclass
+class Integers:
+    """What :class:`pvq.cache.states.CodedStates` is, of integers; holds what they stand for."""
+
+    states: Tensor
+    bits: int
+
+    @property
+    def tokens(self) -> int:
+        return self.states.shape[2]
+
+    @property
+    def bits_per_value(self) -> float:
+        return self.bits + 32 / self.states.shape[-1]
+
+    def decode(self, dtype: torch.dtype) -> Tensor:
+        return self.states.to(dtype)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Integers:
+        return Integers(change(self.states), self.bits)
+
+    def followed_by(self, other: Integers) -> Integers:
+        return Integers(torch.cat((self.states, other.states), 2), self.bits)
+
+
+@dataclass
+class IntegerCode:
+    """Rounds states to 2^bits levels from the least to the greatest value."""
+
+    bits: int
+    rotated: bool
+
+    def quantize(self, states: Tensor) -> Integers:
+        block = default_block(states.shape[-1])
+        x = rotate(states.float(), block, 0) if self.rotated else states.float()
+        offset = x.amin(-1, keepdim=True).bfloat16().float()
+        scale = (x.amax(-1, keepdim=True) - offset) / (2**self.bits - 1)
+        scale = scale.bfloat16().float().clamp(min=1e-30)
+        x = ((x - offset) / scale).round().clamp(0, 2**self.bits - 1) * scale + offset
+        return Integers(rotate(x, block, 0, inverse=True) if self.rotated else x, self.bits)
+
+
+class IntegerLayer(CodedCacheLayer):
+    """A cache layer with integers instead of points."""
+
+    def __init__(self, bits: int, rotated: bool) -> None:
+        super().__init__((3, 3), 8, 0, 0)
+        self.code = IntegerCode(bits, rotated)
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self._codes = (self.code, self.code)
 
 
 @dataclass
@@ -33,27 +92,40 @@ class Sums:
     agreements: int = 0
     tokens: int = 0
 
+    def add(self, log_p: Tensor, log_q: Tensor, targets: Tensor) -> None:
+        self.nll -= log_q.gather(-1, targets).sum().item()
+        self.kl += (log_p.exp() * (log_p - log_q)).sum().item()
+        self.agreements += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
+        self.tokens += len(targets)
 
-def log_probabilities(
-    model: PreTrainedModel, ids: torch.Tensor, cache: Cache, piece: int
-) -> torch.Tensor:
-    """[tokens, vocabulary] of a window that is read piece after piece."""
+
+def make(model: PreTrainedModel, setting: dict) -> Cache:
+    """The cache of a row of the table."""
+    if setting["cache"] == "none":
+        return DynamicCache(config=model.config)
+    if setting["cache"] == "pvq":
+        return pvq.PVQCache(model.config, setting["bits"], dim=setting["dim"], window=0)
+    rotated = setting["cache"] == "int, rotated"
+    layers = range(model.config.num_hidden_layers)
+    return Cache(layers=[IntegerLayer(int(setting["bits"]), rotated) for _ in layers])
+
+
+def log_probabilities(model: PreTrainedModel, ids: Tensor, cache: Cache, piece: int) -> Tensor:
+    """[tokens - 1, vocabulary] of a window that is read piece after piece."""
     logits = [
         model(part[None], past_key_values=cache, use_cache=True).logits[0]
         for part in ids.split(piece)
     ]
-    return torch.cat(logits).float().log_softmax(-1)
+    return torch.cat(logits)[:-1].float().log_softmax(-1)
 
 
-def seconds_of_generation(
-    model: PreTrainedModel, ids: torch.Tensor, cache: Cache, new: int
-) -> float:
-    """Of `new` greedy steps behind `ids`."""
-    token = model(ids[None], past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
-    begin = time.perf_counter()
-    for _ in range(new):
-        token = model(token, past_key_values=cache, use_cache=True).logits[:, -1:].argmax(-1)
-    return time.perf_counter() - begin
+def bits_per_value(cache: Cache) -> float:
+    if isinstance(cache, pvq.PVQCache):
+        return cache.bits_per_value
+    layer = cache.layers[0]
+    if isinstance(layer, IntegerLayer):
+        return layer.old_keys.bits_per_value
+    return 8.0 * layer.keys.element_size()
 
 
 def main() -> None:
@@ -62,68 +134,60 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--bits", type=float, nargs="+", default=[4, 3, 2])
     parser.add_argument("--dims", type=int, nargs="+", default=[8, 16, 64])
-    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--windows", type=int, default=3)
     parser.add_argument("--length", type=int, default=1024, help="tokens of a window")
-    parser.add_argument("--piece", type=int, default=32)
-    parser.add_argument("--exact", type=int, nargs="+", default=[0], help="PVQCache's window")
-    parser.add_argument("--new", type=int, default=16)
+    parser.add_argument("--piece", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
     ids = tokenize(tokenizer, arguments.text.read_text(encoding="utf-8"))
     windows = ids[: arguments.windows * arguments.length].split(arguments.length)
 
-    settings = [None] + [
-        {"bits": bits, "dim": dim, "window": exact}
-        for bits in arguments.bits
-        for dim in arguments.dims
-        for exact in arguments.exact
-    ]
-
-    def make(setting: dict | None) -> Cache:
-        if setting is None:
-            return DynamicCache(config=model.config)
-        return pvq.PVQCache(model.config, **setting)
+    settings: list[dict] = [{"cache": "none", "bits": None, "dim": None}]
+    for bits in arguments.bits:
+        settings += [{"cache": "pvq", "bits": bits, "dim": dim} for dim in arguments.dims]
+        names = ("int, rotated", "int") if bits == int(bits) else ()
+        settings += [{"cache": name, "bits": bits, "dim": None} for name in names]
 
     sums = [Sums() for _ in settings]
-    caches: list[Cache] = []
     with torch.inference_mode():
         for window in windows:
-            targets, dense = window[1:, None], None
-            caches = [make(setting) for setting in settings]
+            dense = None
+            caches = [make(model, setting) for setting in settings]
             for cache, total in zip(caches, sums, strict=True):
-                log_q = log_probabilities(model, window, cache, arguments.piece)[:-1]
-                log_p = dense = log_q if dense is None else dense
-                total.nll -= log_q.gather(-1, targets).sum().item()
-                total.kl += (log_p.exp() * (log_p - log_q)).sum().item()
-                total.agreements += int((log_p.argmax(-1) == log_q.argmax(-1)).sum())
-                total.tokens += len(targets)
-        rows = []
-        for setting, cache, total in zip(settings, caches, sums, strict=True):
-            coded = isinstance(cache, pvq.PVQCache)
-            seconds = seconds_of_generation(model, windows[0], make(setting), arguments.new)
-            rows.append(
-                {
-                    **(setting or {"bits": None, "dim": None, "window": None}),
-                    "bits_per_value": cache.bits_per_value if coded else 8 * model.dtype.itemsize,
-                    "nbytes": cache.nbytes if coded else None,
-                    "perplexity": math.exp(total.nll / total.tokens),
-                    "kl_divergence": total.kl / total.tokens,
-                    "top1_agreement": total.agreements / total.tokens,
-                    "tokens": total.tokens,
-                    "ms_per_step": 1e3 * seconds / arguments.new,
-                }
-            )
+                log_q = log_probabilities(model, window, cache, arguments.piece)
+                dense = log_q if dense is None else dense
+                total.add(dense, log_q, window[1:, None])
+        rates = [bits_per_value(cache) for cache in caches]
+        token = windows[-1][None, -1:]
+        steps = {
+            str(i): lambda cache=cache: model(token, past_key_values=cache, use_cache=True)
+            for i, cache in enumerate(caches)
+        }
+        times = [timing.median for timing in interleave(steps, rounds=15).values()]
+    rows = [
+        {
+            **setting,
+            "bits_per_value": rate,
+            "perplexity": math.exp(total.nll / total.tokens),
+            "kl_divergence": total.kl / total.tokens,
+            "top1_agreement": total.agreements / total.tokens,
+            "tokens": total.tokens,
+            "ms_per_step": 1e3 * seconds,
+        }
+        for setting, total, rate, seconds in zip(settings, sums, rates, times, strict=True)
+    ]
     description = machine() | {"model": Path(arguments.model).name, "piece": arguments.piece}
     print_machine(description)
-    print("| bits | D | exact | b/value stored | perplexity | KL | top-1 | ms a step |")
+    print("| cache | bits | D | b/value stored | perplexity | KL | top-1 | ms a step |")
     print("|---|---|---|---|---|---|---|---|")
     for row in rows:
-        name = "none" if row["bits"] is None else f"{row['bits']:g}"
         print(
-            f"| {name} | {row['dim'] or '-'} | {row['window'] if row['dim'] else '-'} "
-            f"| {row['bits_per_value']:.3f} | {row['perplexity']:.3f} | {row['kl_divergence']:.5f} "
+            f"| {row['cache']} | {row['bits'] or '-'} | {row['dim'] or '-'} "
+            f"| {row['bits_per_value']:.3f} | {row['perplexity']:.2f} | {row['kl_divergence']:.5f} "
             f"| {row['top1_agreement']:.1%} | {row['ms_per_step']:.1f} |"
         )
     write_json(arguments.json, description, rows)

@@ -253,6 +253,14 @@ def test_the_product_takes_any_shape_and_dtype():
     assert one.shape == (20,)
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_the_product_of_no_columns_and_of_no_rows():
+    layer = layer_of(5, 0, pvq.PVQConfig()).prepare("planes", "pyramid4")
+    assert torch.equal(layer(torch.zeros(3, 0)), layer.bias.expand(3, 5))
+    layer = layer_of(0, 64, pvq.PVQConfig()).prepare("planes", "pyramid4")
+    assert layer(normal(3, 64)).shape == (3, 0)
+
+
 def test_the_product_refuses_what_does_not_fit():
     _, planes = matrix(16, 27, 20, 256, 1)
     point, amplitude = OPS.activation_points(normal(3, 256), 128, 300)

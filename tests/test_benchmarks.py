@@ -58,12 +58,14 @@ def small_run(script: str, file: Path, *arguments: object) -> tuple[list[dict], 
 
 def test_cache_in_small(tmp_path):
     rows, text = small_run(
-        *("cache.py", tmp_path / "cache.json", "--windows", 1, "--length", 96, "--new", 2),
+        *("cache.py", tmp_path / "cache.json", "--windows", 1, "--length", 96),
         *("--bits", 4, 2, "--dims", 8, "--piece", 16),
     )
-    assert [row["bits"] for row in rows] == [None, 4, 2]
-    assert [row["bits_per_value"] for row in rows] == [32, 4.25, 2.25]
-    assert 0 == rows[0]["kl_divergence"] < rows[1]["kl_divergence"] < rows[2]["kl_divergence"]
+    names = ["none", *["pvq", "int, rotated", "int"] * 2]
+    assert [row["cache"] for row in rows] == names
+    assert [row["bits_per_value"] for row in rows] == [32, 4.25, 4.5, 4.5, 2.25, 2.5, 2.5]
+    divergence = [row["kl_divergence"] for row in rows]
+    assert 0 == divergence[0] < divergence[1] < divergence[4] < divergence[5]
     assert all(row["tokens"] == 95 for row in rows)
     assert text.count("\n|") == 2 + len(rows)
 

@@ -287,7 +287,7 @@ def test_states_of_any_strides_and_no_tokens():
     got, _ = cache.update(strided[:, :, ::2], strided[:, :, ::2], 0)
     assert torch.equal(got, x[:, :, ::2])
     got, _ = cache.update(x[:, :, :0], x[:, :, :0], 0)
-    assert torch.equal(got, reference(x[:, :, ::2].contiguous(), 3, 8, seed=0))
+    assert torch.equal(got, reference(x[:, :, ::2].contiguous(), 3, 16, seed=0))
 
 
 @pytest.mark.parametrize(
@@ -298,7 +298,7 @@ def test_states_of_any_strides_and_no_tokens():
         ({"bits": "3"}, TypeError, "bits is '3'"),
         ({"bits": (3, 2, 1)}, ValueError, "a pair"),
         ({"bits": (3, None)}, TypeError, "bits is None"),
-        ({"dim": 24}, ValueError, "dim=24 does not divide head_dim=32.*pass dim=8"),
+        ({"dim": 24}, ValueError, "no groups of dim=24 in head_dim=32.*pass dim=16"),
         ({"dim": 1}, ValueError, "dim is 1"),
         ({"window": -1}, ValueError, "window is -1"),
         ({"window": 1.5}, TypeError, "window is 1.5"),
@@ -316,9 +316,14 @@ def test_what_is_no_configuration_is_refused():
         pvq.PVQCache(3)
 
 
+@pytest.mark.parametrize(("head_dim", "dim"), [(64, 16), (24, 8), (36, 4), (34, 2)])
+def test_the_group_size_is_one_that_fits(head_dim, dim):
+    assert state_code(4, head_dim, None, seed=0).code.dim == dim
+
+
 def test_a_head_size_without_groups_is_refused():
     with pytest.raises(ValueError, match="head_dim=33"):
-        state_code(3, 33, 8, seed=0)
+        state_code(3, 33, None, seed=0)
 
 
 def test_states_that_have_no_codes_are_refused():

@@ -1,6 +1,5 @@
 // Activation points: the choice of kernels, and the driver of the product with planes.
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <numeric>
 
@@ -67,10 +66,7 @@ bool PointsProduct::supports(int planes_dim, int points_dim) {
 PointsProduct::PointsProduct(const PointsView& points, const PlanesView& planes)
     : points_(points), planes_(planes) {
   const int64_t count = points.tokens * points.cols;
-  int largest = 0;
-  for (int64_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(int(points.y[i])));
-  const bool split = largest > kDigit - 1;
-  digits_.resize(split ? 2 : 1);
+  digits_.resize(points.largest < kDigit ? 1 : 2);
   for (size_t shift = 0; shift < digits_.size(); ++shift) pack(int(shift), &digits_[shift]);
   if (planes.outliers == 0) return;
   // Group after group, so that the columns that are written stay in the cache.

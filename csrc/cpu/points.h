@@ -27,10 +27,11 @@ bool activation_points(const float* x, int64_t count, int dim, int pulses, int16
 
 // Activations [tokens, cols] in groups of `dim`, a multiple of the planes' dim.
 struct PointsView {
-  const int16_t* y;           // [tokens, cols], |y| <= kMaxPulses
+  const int16_t* y;           // [tokens, cols]
   const uint16_t* amplitude;  // [tokens, cols / dim]
   int64_t tokens, cols;
   int dim;
+  int largest;  // magnitude of y, at most kMaxPulses
 };
 
 // Prepared once, then threads multiply ranges of panels.

@@ -177,13 +177,14 @@ Tensor matmul_planes_points_cpu(const Tensor& point, const Tensor& amplitude, co
   std::vector<int64_t> shape(point.sizes().begin(), point.sizes().end());
   int64_t tokens = 1;
   for (int64_t i = 0; i + 1 < rank; ++i) tokens *= shape[i];
+  shape.back() = rows;
+  if (cols == 0) return torch::stable::new_zeros(scale, shape, dtype);
   const int64_t groups = amplitude.dim() == rank ? amplitude.size(rank - 1) : 0;
   PVQ_CHECK(groups > 0 && amplitude.numel() == tokens * groups && cols % groups == 0 &&
                 PointsProduct::supports(static_cast<int>(dim), static_cast<int>(cols / groups)),
             "pvq::", op, ": amplitude has shape ", shape_name(amplitude), " beside ",
             shape_name(point), ", expected [..., groups] with groups of a multiple of dim = ", dim,
             " columns, itself a multiple of 8");
-  shape.back() = rows;
   Tensor out = torch::stable::new_empty(scale, shape, ScalarType::Float);
   const Tensor y = as_contiguous(point), levels = as_contiguous(amplitude);
   const int16_t* values = y.const_data_ptr<int16_t>();
@@ -193,7 +194,7 @@ Tensor matmul_planes_points_cpu(const Tensor& point, const Tensor& amplitude, co
   PVQ_CHECK(largest <= kMaxPulses, "pvq::", op, ": point holds a magnitude of ", largest,
             ", expected no more than the most pulses, ", kMaxPulses);
   const PointsProduct product({values, static_cast<const uint16_t*>(levels.const_data_ptr()),
-                               tokens, cols, static_cast<int>(cols / groups)},
+                               tokens, cols, static_cast<int>(cols / groups), largest},
                               stored.view);
   float* result = out.mutable_data_ptr<float>();
   DamagedRow damaged;

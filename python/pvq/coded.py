@@ -114,8 +114,7 @@ class CodedModule(nn.Module):
                 ``"int8x2"`` rounds them to 15 bits, in two passes: 0.1 %. ``"float"`` never rounds:
                 the codes are expanded for every product, which then takes longer than that of a
                 dense layer; these three round nothing on the CPU, in float32, or with pyramid
-                codes.
-                ``None`` leaves the choice as it is.
+                codes. ``None`` leaves the choice as it is.
 
         Returns:
             The module itself.
@@ -165,8 +164,8 @@ class CodedModule(nn.Module):
         wants_gradient = rotated.requires_grad and torch.is_grad_enabled()
         takes_points = isinstance(form, MultipliesPoints) and form.takes_points(points.dim)
         if takes_points and not wants_gradient:
-            exact = cast(MultipliesPoints, form)
-            return exact.matmul_points(*rounded, self._held(), self._shape[0], x.dtype)
+            integer_form = cast(MultipliesPoints, form)
+            return integer_form.matmul_points(*rounded, self._held(), self._shape[0], x.dtype)
         values = decoded(*rounded)
         if wants_gradient:
             values = rotated + (values - rotated).detach()

@@ -25,8 +25,8 @@ class PVQCache(Cache):  # type: ignore[misc]
         config: of the model.
         bits: a value, index and amplitudes, from 1 to 8, padding included; or a pair, for keys and
             for values. A bfloat16 scale for each token and head comes on top (16 / head_dim bits).
-        dim: group size of the code, a divisor of the head's size; 8 and 16 are the fastest,
-            larger ones the most exact.
+        dim: group size of the code, a divisor of the head's size. By default 16 or what is left of
+            it; larger ones are more exact and several times as slow.
         window: how many of the last tokens stay exact.
         seed: of the rotation's signs.
 
@@ -40,19 +40,20 @@ class PVQCache(Cache):  # type: ignore[misc]
         config: PreTrainedConfig,
         bits: float | tuple[float, float] = 3,
         *,
-        dim: int = 8,
+        dim: int | None = None,
         window: int = 32,
         seed: int = 0,
     ) -> None:
         if not isinstance(config, PreTrainedConfig):
             raise TypeError(f"config is a {type(config).__name__}, expected that of the model")
-        check_int("dim", dim, 2, 256)
+        if dim is not None:
+            check_int("dim", dim, 2, 256)
         check_int("window", window, 0, 2**31 - 1)
         check_int("seed", seed, 0, 2**63 - 1)
         self.bits = _pair(bits)
         head_dim = _head_dim(config)
         for rate in self.bits:
-            state_code(rate, head_dim if head_dim is not None else dim, dim, seed)
+            state_code(rate, dim or 16 if head_dim is None else head_dim, dim, seed)
         settings = (self.bits, dim, window, seed)
         super().__init__(layers=[_coded(layer, settings) for layer in _layers_of(config)])
 
@@ -109,7 +110,7 @@ def _layers_of(config: PreTrainedConfig) -> list[Any]:
     return list(layers)
 
 
-def _coded(layer: Any, settings: tuple[tuple[float, float], int, int, int]) -> Any:
+def _coded(layer: Any, settings: tuple[tuple[float, float], int | None, int, int]) -> Any:
     """The layer in codes; as it is where it is no plain cache of keys and values."""
     if type(layer) is DynamicLayer:
         return CodedCacheLayer(*settings)

@@ -17,7 +17,7 @@ class CodedCacheLayer(DynamicLayer):  # type: ignore[misc]
 
     Args:
         bits: a value of keys and of values.
-        dim: group size of the code.
+        dim: group size of the code; ``None`` for one that fits.
         window: how many of the last tokens stay exact.
         seed: of the rotation.
         sliding_window: of the layer's attention, which sees that many tokens; ``None`` for all.
@@ -26,7 +26,7 @@ class CodedCacheLayer(DynamicLayer):  # type: ignore[misc]
     def __init__(
         self,
         bits: tuple[float, float],
-        dim: int,
+        dim: int | None,
         window: int,
         seed: int,
         sliding_window: int | None = None,

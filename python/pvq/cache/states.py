@@ -93,14 +93,14 @@ class CodedStates:
 
 
 @functools.cache
-def state_code(bits: float, head_dim: int, dim: int, seed: int) -> StateCode:
+def state_code(bits: float, head_dim: int, dim: int | None, seed: int) -> StateCode:
     """The code of states that fills the bytes of a rate as well as possible.
 
     Args:
         bits: a value, without the scale: a state's indices and amplitudes take at most
             ``bits * head_dim / 8`` bytes, padding included.
         head_dim: values of a state.
-        dim: group size, a divisor of ``head_dim``.
+        dim: group size, a divisor of ``head_dim``; ``None`` for the largest of 16, 8, 4 and 2.
         seed: of the rotation's signs.
 
     Raises:
@@ -110,12 +110,12 @@ def state_code(bits: float, head_dim: int, dim: int, seed: int) -> StateCode:
     check_bits(bits)
     if not MIN_BITS <= bits <= MAX_BITS:
         raise ValueError(f"bits is {bits}, expected {MIN_BITS:g} to {MAX_BITS:g} bits a value")
-    if not 2 <= dim <= 256 or head_dim % dim:
-        fitting = [d for d in (64, 32, 16, 8, 4, 2) if head_dim % d == 0]
-        raise ValueError(
-            f"dim={dim} does not divide head_dim={head_dim} of this model into groups: pass "
-            + (f"dim={fitting[min(2, len(fitting) - 1)]}" if fitting else "no PVQCache")
-        )
+    fitting = [d for d in (16, 8, 4, 2) if head_dim % d == 0]
+    if dim is None and fitting:
+        dim = fitting[0]
+    if dim is None or not 2 <= dim <= 256 or head_dim % dim:
+        remedy = f"pass dim={fitting[0]}" if fitting else "use transformers' own cache"
+        raise ValueError(f"no groups of dim={dim} in head_dim={head_dim} of this model: {remedy}")
     groups, nbytes = head_dim // dim, int(bits * head_dim / 8)
     choices = (0,) if groups == 1 else range(MAX_GAIN_BITS + 1)  # a lone group has the scale
     shares = []
