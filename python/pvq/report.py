@@ -202,16 +202,16 @@ class Report:
             f"model           {megabytes(self.nbytes)}, was {megabytes(self.original_nbytes)}",
             f"in memory       {megabytes(self.resident_nbytes)}, layout {', '.join(layouts)}",
         ]
+        bits = sorted(filter(None, {layer.bits_per_activation for layer in self.layers}))
+        if bits:
+            listed = ", ".join(f"{value:.4g}" for value in bits)
+            lines.append(f"activations     {listed} bits with amplitudes, points of pyramids")
         if self.output_error is not None:
             lines.insert(
                 3,
                 f"output error    {self.output_error:.5f} with {self.rounding['name']}, "
                 f"{self.nearest_output_error:.5f} with the nearest points",
             )
-        activations = {layer.bits_per_activation for layer in self.layers} - {None}
-        if activations:
-            bits = ", ".join(f"{value:.4g}" for value in sorted(filter(None, activations)))
-            lines.append(f"activations     {bits} bits with amplitudes, points of pyramids")
         if left:
             lines.append(f"left dense      {len(self.left_dense)}: {'; '.join(sorted(left))}")
         return "\n".join(lines)
