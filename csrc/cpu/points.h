@@ -4,10 +4,10 @@
 // sum |y_i| = pulses, amplitude a bfloat16. y is the point nearest to x * unit, with unit = pulses
 // / sum |x| first and then, again, with the inverse of the amplitude that fits best: the nearest
 // integers, and where their magnitudes do not add up to `pulses`, those change by one whose change
-// costs least (remainders to 2^-23, the first of equals). The amplitude is the best multiple of y,
+// costs least (remainders to 2^-21, the first of equals). The amplitude is the best multiple of y,
 // <x, y> / <y, y>. A search for the nearest direction (core/project.h) would have up to 0.6 % less
-// error, and takes ten times as long; the amplitude's rounding adds 1 % to the error at 6 bits and
-// 4 % at 7.
+// error, and takes more than ten times as long; the amplitude's rounding adds 1 % to the error at 6
+// bits and 4 % at 7.
 //
 // The product with a row of planes is a sum over groups of (scale * amplitude) * <weights, y> with
 // an integer dot product, which no 32-bit sum can overflow: |<w, y>| <= pulses * max |w| < 2^20.

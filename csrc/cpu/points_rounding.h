@@ -6,7 +6,7 @@ constexpr int kMaxGroup = 256;
 // value + kRound - kRound is `value` rounded to the nearest integer, ties to even, for magnitudes
 // below 2^22: not every machine has vectors with such an instruction.
 constexpr float kRound = 12582912.0f;
-constexpr float kRemainderUnits = 1 << 23;
+constexpr float kRemainderUnits = 1 << 21;
 constexpr int kPartials = 16;
 
 struct Rounding {
@@ -25,30 +25,43 @@ inline T interleaved(int padded, F term) {
   return partial[0];
 }
 
-// The remainder of a place in the upper bits, so that keys order as remainders do, to 2^-23.
+// The remainder of a place, to 2^-21 and at most 3 either way, in the upper bits: with the place in
+// the lower eight, one comparison of integers finds the extreme, and the first place of equals.
 inline int32_t remainder_key(const Rounding& r, int i) {
-  return static_cast<int32_t>((r.exact[i] - r.rounded[i]) * kRemainderUnits) * 256;
+  const float remainder = r.exact[i] - r.rounded[i];
+  const float bounded = remainder < -3 ? -3 : remainder > 3 ? 3 : remainder;
+  return static_cast<int32_t>(bounded * kRemainderUnits) * 256;
 }
 
-// Adds a pulse where the remainder is largest, the first of equals.
-inline void add_pulse(Rounding& r, int dim) {
-  int32_t best = INT32_MIN;
-  for (int i = 0; i < dim; ++i) best = r.key[i] + (255 - i) > best ? r.key[i] + (255 - i) : best;
-  const int place = 255 - (best & 255);
-  r.rounded[place] += 1;
-  r.key[place] = remainder_key(r, place);
+inline int32_t key_to_add(const Rounding& r, int i) { return remainder_key(r, i) + (255 - i); }
+
+// Without a pulse to give, a place comes last.
+inline int32_t key_to_take(const Rounding& r, int i) {
+  return r.rounded[i] > 0 ? remainder_key(r, i) + i : INT32_MAX;
 }
 
-// Takes a pulse from where the remainder is smallest, the first of equals.
-inline void take_pulse(Rounding& r, int dim) {
-  int32_t best = INT32_MAX;
-  for (int i = 0; i < dim; ++i) {
-    const int32_t key = r.rounded[i] > 0 ? r.key[i] + i : INT32_MAX;
-    best = key < best ? key : best;
+// Adds pulses where the remainders are largest, one after the other.
+inline void add_pulses(Rounding& r, int dim, int count) {
+  for (int i = 0; i < r.padded; ++i) r.key[i] = i < dim ? key_to_add(r, i) : INT32_MIN;
+  for (; count > 0; --count) {
+    int32_t best = INT32_MIN;
+    for (int i = 0; i < r.padded; ++i) best = r.key[i] > best ? r.key[i] : best;
+    const int place = 255 - (best & 255);
+    r.rounded[place] += 1;
+    r.key[place] = key_to_add(r, place);
   }
-  const int place = best & 255;
-  r.rounded[place] -= 1;
-  r.key[place] = remainder_key(r, place);
+}
+
+// Takes pulses from where the remainders are smallest, one after the other.
+inline void take_pulses(Rounding& r, int count) {
+  for (int i = 0; i < r.padded; ++i) r.key[i] = key_to_take(r, i);
+  for (; count > 0; --count) {
+    int32_t best = INT32_MAX;
+    for (int i = 0; i < r.padded; ++i) best = r.key[i] < best ? r.key[i] : best;
+    const int place = best & 255;
+    r.rounded[place] -= 1;
+    r.key[place] = key_to_take(r, place);
+  }
 }
 
 // The integers of sum `pulses` that are nearest to magnitude * unit.
@@ -57,11 +70,10 @@ inline void round_to_sum(Rounding& r, int dim, int pulses, double unit) {
     r.exact[i] = static_cast<float>(r.magnitude[i] * unit);
     r.rounded[i] = (r.exact[i] + kRound) - kRound;
   }
-  for (int i = 0; i < r.padded; ++i) r.key[i] = remainder_key(r, i);
   const float sum = interleaved<float>(r.padded, [&](int i) { return r.rounded[i]; });  // exact
-  int missing = pulses - static_cast<int>(sum);
-  for (; missing > 0; --missing) add_pulse(r, dim);
-  for (; missing < 0; ++missing) take_pulse(r, dim);
+  const int missing = pulses - static_cast<int>(sum);
+  if (missing > 0) add_pulses(r, dim, missing);
+  if (missing < 0) take_pulses(r, -missing);
 }
 
 inline double best_multiple(const Rounding& r) {

@@ -55,7 +55,7 @@ def _rounded_to_sum(magnitude: Tensor, pulses: int, unit: Tensor) -> tuple[Tenso
     exact = (magnitude * unit).float()
     rounded = exact.round()
     missing = torch.where(unit > 0, pulses - rounded.sum(-1, keepdim=True), 0)
-    keys = ((exact - rounded) * 2**23).int()
+    keys = ((exact - rounded) * 2**21).int()
     # Place among the remainders, from the largest on and from the smallest on.
     from_above = keys.sort(dim=-1, descending=True, stable=True).indices.argsort(dim=-1)
     takes = torch.where(rounded > 0, keys, 2**31 - 1)
