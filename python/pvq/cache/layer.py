@@ -109,7 +109,7 @@ class CodedCacheLayer(DynamicLayer):  # type: ignore[misc]
         return -1 if self.sliding_window is None else self.sliding_window
 
     def get_max_cache_shape(self) -> int:
-        """The same, as transformers before 5.20 call it."""
+        """The same, as older transformers call it."""
         return self.get_max_length()
 
     def activate_past_recording(self) -> None:
@@ -128,15 +128,14 @@ class CodedCacheLayer(DynamicLayer):  # type: ignore[misc]
         if tokens_to_remove > 0:
             remove = self.cumulative_length - tokens_to_remove
         remove = max(0, min(remove, self.cumulative_length))
-        self.cumulative_length -= remove
-        if self.sliding_window is not None:
-            needed = min(self.cumulative_length, self.sliding_window - 1)
-            if self.held_tokens - remove < needed:
-                self.cumulative_length += remove
-                raise RuntimeError(
-                    f"cannot crop {remove} tokens: the sliding window of {self.sliding_window} let "
-                    "go of older ones; call activate_past_recording before them"
-                )
+        left = self.cumulative_length - remove
+        needed = left if self.sliding_window is None else min(left, self.sliding_window - 1)
+        if self.held_tokens - remove < needed:
+            raise RuntimeError(
+                f"cannot crop {remove} tokens: the sliding window of {self.sliding_window} let go "
+                "of older ones; call activate_past_recording before them"
+            )
+        self.cumulative_length = left
         exact = min(remove, self.keys.shape[2])
         self.keys = self.keys[:, :, : self.keys.shape[2] - exact].clone()
         self.values = self.values[:, :, : self.values.shape[2] - exact].clone()
