@@ -7,12 +7,15 @@ tokens before its piece as the cache holds them; no token but those of the piece
 divergence is from the same model with transformers' own cache. "int" stands for integers with a
 bfloat16 scale and a bfloat16 offset for each token and head, rotated or not. The time is that of
 one more token after the last window, the median of steps that all caches make in turn; integers
-are held as what they stand for, so theirs says nothing.
+are held as what they stand for, so theirs says nothing. With --weights BITS the model is quantized
+before, and with --activations pyramid4 its activations are rounded, too; KL divergence is then from
+the dense model.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -137,12 +140,19 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=3)
     parser.add_argument("--length", type=int, default=1024, help="tokens of a window")
     parser.add_argument("--piece", type=int, default=64)
+    parser.add_argument("--weights", type=float, help="bits of the pyramid code")
+    parser.add_argument("--activations", default="float", help="of quantized layers")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    dense = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
+    model = dense
+    if arguments.weights is not None:
+        model = copy.deepcopy(dense)
+        pvq.quantize_model(model, pvq.PVQConfig(arguments.weights), progress=False)
+        pvq.prepare(model, "planes", arguments.activations)
     ids = tokenize(tokenizer, arguments.text.read_text(encoding="utf-8"))
     windows = ids[: arguments.windows * arguments.length].split(arguments.length)
 
@@ -155,12 +165,12 @@ def main() -> None:
     sums = [Sums() for _ in settings]
     with torch.inference_mode():
         for window in windows:
-            dense = None
+            exact = DynamicCache(config=dense.config)
+            log_p = log_probabilities(dense, window, exact, arguments.piece)
             caches = [make(model, setting) for setting in settings]
             for cache, total in zip(caches, sums, strict=True):
                 log_q = log_probabilities(model, window, cache, arguments.piece)
-                dense = log_q if dense is None else dense
-                total.add(dense, log_q, window[1:, None])
+                total.add(log_p, log_q, window[1:, None])
         rates = [bits_per_value(cache) for cache in caches]
         token = windows[-1][None, -1:]
         steps = {
@@ -181,6 +191,7 @@ def main() -> None:
         for setting, total, rate, seconds in zip(settings, sums, rates, times, strict=True)
     ]
     description = machine() | {"model": Path(arguments.model).name, "piece": arguments.piece}
+    description |= {"weights": arguments.weights, "activations": arguments.activations}
     print_machine(description)
     print("| cache | bits | D | b/value stored | perplexity | KL | top-1 | ms a step |")
     print("|---|---|---|---|---|---|---|---|")
