@@ -1,4 +1,4 @@
-"""Benchmarks that need a GPU run on the CPU in small, so that they do not rot."""
+"""Benchmarks run in small, those for a GPU on the CPU, so that they do not rot."""
 
 import json
 import subprocess
@@ -42,3 +42,44 @@ def test_generate_in_small(tmp_path, options):
     assert codes == (dense + (head if "--head" in options else 0)) * 2 // 8 + scales
     for row in rows:
         assert row["tokens_per_second"] == pytest.approx(1e3 * row["batch"] / row["ms_per_step"])
+
+
+def small_run(script: str, file: Path, *arguments: object) -> tuple[list[dict], str]:
+    """The rows that a benchmark of the bundled model writes, and what it prints."""
+    data = Path(__file__).parent / "data"
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / script, data / "tiny", "--text", data / "books.txt",
+         *map(str, arguments), "--json", file],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(file.read_text())["rows"], done.stdout
+
+
+def test_cache_in_small(tmp_path):
+    rows, text = small_run(
+        *("cache.py", tmp_path / "cache.json", "--windows", 1, "--length", 96),
+        *("--bits", 4, 2, "--dims", 8, "--piece", 16),
+    )
+    names = ["none", *["pvq", "int, rotated", "int"] * 2]
+    assert [row["cache"] for row in rows] == names
+    assert [row["bits_per_value"] for row in rows] == [32, 4.25, 4.5, 4.5, 2.25, 2.5, 2.5]
+    divergence = [row["kl_divergence"] for row in rows]
+    assert 0 == divergence[0] < divergence[1] < divergence[4] < divergence[5]
+    assert all(row["tokens"] == 95 for row in rows)
+    assert text.count("\n|") == 2 + len(rows)
+
+
+def test_activations_in_small(tmp_path):
+    rows, _ = small_run(
+        *("activations.py", tmp_path / "activations.json", "--tokens", 1024, "--cols", 256),
+        *("--bits", 4, "--weights", 4.25),
+    )
+    products = [row for row in rows if row["kind"] == "product" and row["rotated"]]
+    errors = {
+        (row["activations"], row["bits"], row["way"]): row["relative_error"] for row in products
+    }
+    for bits in (2, 3, 4, 5, 6, 8):
+        assert errors["Gaussian", bits, "pyramid"] < errors["Gaussian", bits, "int, 128"]
+    models = {row["way"]: row["kl_divergence"] for row in rows if row["kind"] == "model"}
+    assert 0 < models[None] < models["pyramid"] < models["int, 128"] < models["int, token"]

@@ -172,6 +172,37 @@ def test_dense_models_can_be_evaluated_and_run(text_file, capsys):
     assert sampled[0].startswith("The")
 
 
+def test_activations_and_cache_in_codes(tmp_path, text_file, capsys):
+    out = tmp_path / "out"
+    base = ["quantize", TINY, out, "--bits", "4.25", "--device", "cpu"]
+    result_of(capsys, *base, "--activations", "pyramid4")
+    info = result_of(capsys, "info", out, "--device", "cpu")
+    assert {layer["bits_per_activation"] for layer in info["layers"]} == {4.0}
+    assert main(["info", str(out), "--device", "cpu"]) == 0
+    assert "activations  points of pyramids, 4.0 bits" in capsys.readouterr().out
+    text = ["--text", text_file, "--against", TINY, "--tokens", "512", "--window", "256"]
+    scores = [
+        result_of(capsys, "eval", out, *text, "--device", "cpu", *changed)["kl_divergence"]
+        for changed in ([], ["--activations", "pyramid6"], ["--activations", "float"])
+    ]
+    assert scores[0] > 1.5 * scores[1] > 1.5 * scores[2] > 0
+    prompt = ["generate", out, "--prompt", "It was a dark", "--max-new-tokens", "60"]
+    coded = result_of(capsys, *prompt, "--device", "cpu", "--cache-bits", "3")
+    assert coded["text"].startswith("It was a dark")
+    assert 0 < coded["cache_nbytes"] < 60 * 4 * 2 * 2 * 64 * 2  # bfloat16 states
+    assert "bits is 0.5" in error_of(capsys, *prompt, "--cache-bits", "0.5")
+
+
+@pytest.mark.parametrize("command", ["quantize", "eval", "generate", "info"])
+def test_unknown_activations_are_refused(command, capsys):
+    arguments = {"quantize": ["a", "b"], "eval": ["a", "--text", "b"]}
+    arguments |= {"generate": ["a", "--prompt", "b"], "info": ["a"]}
+    with pytest.raises(SystemExit) as stop:
+        main([command, *arguments[command], "--activations", "int4"])
+    assert stop.value.code == 2
+    assert "such as 'pyramid4'" in capsys.readouterr().err
+
+
 def test_info_describes_the_installation(capsys):
     info = result_of(capsys, "info")
     assert {"version", "torch", "transformers", "cpu_instruction_set", "cuda"} <= info.keys()

@@ -12,6 +12,9 @@ namespace {
 
 using torch::stable::parallel_for;
 
+// Columns that are rotated in one call: what the first-level cache holds.
+constexpr int64_t kRotatedColumns = 4096;
+
 // Rows for a thread at once: some ten thousand weights at least.
 int64_t row_grain(int64_t cols) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, cols)); }
 
@@ -56,20 +59,24 @@ Tensor dequantize_cpu(const Tensor& index, const Tensor& gain, const Tensor& row
   float* out = w.mutable_data_ptr<float>();
   std::vector<uint64_t> signs(block ? sign_word_count(cols) : 0);
   if (block) fill_sign_words(static_cast<uint64_t>(seed), cols, signs.data());
+  // Short rows are rotated many at a time: a call takes longer than a row of 64 columns.
+  const int64_t tile = std::max<int64_t>(1, kRotatedColumns / std::max<int64_t>(1, cols));
   FirstRefused refused;
   parallel_for(0, rows, row_grain(cols), [&](int64_t begin, int64_t end) {
     std::vector<int16_t> y(cols);
     std::vector<float> scale(groups);
-    for (int64_t r = begin; r < end; ++r) {
-      float* row = out + r * cols;
-      if (!decode_groups(code.view, r, 0, groups, y.data(), scale.data())) {
-        refused.report(r);
-        continue;
+    for (int64_t first = begin; first < end; first += tile) {
+      const int64_t last = std::min(first + tile, end);
+      for (int64_t r = first; r < last; ++r) {
+        if (!decode_groups(code.view, r, 0, groups, y.data(), scale.data())) {
+          refused.report(r);
+          continue;
+        }
+        dequantize_groups(code.view, 0, groups, y.data(), scale.data(), out + r * cols);
       }
-      dequantize_groups(code.view, 0, groups, y.data(), scale.data(), row);
       if (block)
-        hadamard_blocks(row, row, cols, static_cast<int>(block), signs.data(), /*inverse=*/true, 0,
-                        cols / block);
+        hadamard_blocks(out, out, cols, static_cast<int>(block), signs.data(), /*inverse=*/true,
+                        first * (cols / block), last * (cols / block));
     }
   });
   if (refused.element() >= 0) refuse_index(op, refused.element());

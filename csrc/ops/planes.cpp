@@ -1,12 +1,14 @@
-// to_planes, matmul_planes and matmul_planes_transposed on the CPU. cpu/planes.h defines the
-// layout.
+// to_planes, and the products with planes on the CPU: of activations (matmul_planes and its
+// transpose) and of activation points. cpu/planes.h defines the layout, cpu/points.h the points.
 #include "cpu/planes.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
 #include <tuple>
 #include <vector>
 
+#include "cpu/points.h"
 #include "ops/code.h"
 #include "ops/matmul.h"
 
@@ -156,12 +158,61 @@ Tensor matmul_planes_transposed_cpu(const Tensor& g, const Tensor& planes, const
   return checked_result(op, multiply_unrotated(g, tiles, {block, seed}));
 }
 
+Tensor matmul_planes_points_cpu(const Tensor& point, const Tensor& amplitude, const Tensor& planes,
+                                const Tensor& scale, const Tensor& outlier_start,
+                                const Tensor& outlier_place, const Tensor& outlier_value,
+                                int64_t rows, int64_t dim, ScalarType dtype) {
+  constexpr const char* op = "matmul_planes_points";
+  const StoredPlanes stored =
+      checked_planes(op, planes, scale, outlier_start, outlier_place, outlier_value, rows, dim);
+  const int64_t cols = stored.view.cols();
+  check_dtype(op, "point", point, {ScalarType::Short});
+  check_dtype(op, "amplitude", amplitude, {ScalarType::BFloat16});
+  check_weight_dtype(op, dtype);
+  check_same_device(op, "point", point, "planes", planes);
+  check_same_device(op, "amplitude", amplitude, "planes", planes);
+  const int64_t rank = point.dim();
+  PVQ_CHECK(rank >= 1 && point.size(rank - 1) == cols, "pvq::", op, ": point has shape ",
+            shape_name(point), ", expected [..., ", cols, "], the columns of the matrix");
+  std::vector<int64_t> shape(point.sizes().begin(), point.sizes().end());
+  int64_t tokens = 1;
+  for (int64_t i = 0; i + 1 < rank; ++i) tokens *= shape[i];
+  shape.back() = rows;
+  if (cols == 0) return torch::stable::new_zeros(scale, shape, dtype);
+  const int64_t groups = amplitude.dim() == rank ? amplitude.size(rank - 1) : 0;
+  PVQ_CHECK(groups > 0 && amplitude.numel() == tokens * groups && cols % groups == 0 &&
+                PointsProduct::supports(static_cast<int>(dim), static_cast<int>(cols / groups)),
+            "pvq::", op, ": amplitude has shape ", shape_name(amplitude), " beside ",
+            shape_name(point), ", expected [..., groups] with groups of a multiple of dim = ", dim,
+            " columns, itself a multiple of 8");
+  Tensor out = torch::stable::new_empty(scale, shape, ScalarType::Float);
+  const Tensor y = as_contiguous(point), levels = as_contiguous(amplitude);
+  const int16_t* values = y.const_data_ptr<int16_t>();
+  int largest = 0;
+  for (int64_t i = 0; i < tokens * cols; ++i)
+    largest = std::max(largest, std::abs(static_cast<int>(values[i])));
+  PVQ_CHECK(largest <= kMaxPulses, "pvq::", op, ": point holds a magnitude of ", largest,
+            ", expected no more than the most pulses, ", kMaxPulses);
+  const PointsProduct product({values, static_cast<const uint16_t*>(levels.const_data_ptr()),
+                               tokens, cols, static_cast<int>(cols / groups), largest},
+                              stored.view);
+  float* result = out.mutable_data_ptr<float>();
+  DamagedRow damaged;
+  constexpr int64_t kWorkPerThread = 1 << 16;
+  const int64_t work = std::max<int64_t>(1, tokens * cols * kPanelRows);
+  torch::stable::parallel_for(
+      0, tokens > 0 ? product.panels() : 0, std::max<int64_t>(1, kWorkPerThread / work),
+      [&](int64_t begin, int64_t end) { damaged.report(product.multiply(begin, end, result)); });
+  return checked_result(op, {as_dtype(out, dtype), damaged.row()});
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(pvq, CPU, m) {
   m.impl("to_planes", TORCH_BOX(&to_planes_cpu));
   m.impl("matmul_planes", TORCH_BOX(&matmul_planes_cpu));
   m.impl("matmul_planes_transposed", TORCH_BOX(&matmul_planes_transposed_cpu));
+  m.impl("matmul_planes_points", TORCH_BOX(&matmul_planes_points_cpu));
 }
 
 }  // namespace pvq::ops

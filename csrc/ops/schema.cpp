@@ -38,6 +38,11 @@ STABLE_TORCH_LIBRARY(pvq, m) {
       "matmul_planes_transposed(Tensor g, Tensor planes, Tensor scale, Tensor outlier_start,"
       " Tensor outlier_place, Tensor outlier_value, int rows, int dim, int block=0, int seed=0)"
       " -> Tensor");
+  m.def("activation_points(Tensor x, int dim, int pulses) -> (Tensor point, Tensor amplitude)");
+  m.def(
+      "matmul_planes_points(Tensor point, Tensor amplitude, Tensor planes, Tensor scale,"
+      " Tensor outlier_start, Tensor outlier_place, Tensor outlier_value, int rows, int dim,"
+      " ScalarType dtype) -> Tensor");
   m.def(
       "plane_matmul(Tensor x, Tensor fragments, Tensor row_scale, int block=0, int seed=0)"
       " -> Tensor");

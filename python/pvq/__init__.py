@@ -11,6 +11,7 @@ import torch  # noqa: F401  libtorch must be loaded before _C resolves its symbo
 
 from pvq import _C, _core, ops  # noqa: F401  registers torch.ops.pvq and its Python rules
 from pvq._core import build_info, count
+from pvq.cache import PVQCache
 from pvq.calibration import calibration_tokens
 from pvq.checkpoint import save_checkpoint
 from pvq.config import PVQConfig
@@ -29,6 +30,7 @@ register()
 __version__: str = build_info()["version"]
 
 __all__ = [
+    "PVQCache",
     "PVQConfig",
     "PVQEmbedding",
     "PVQLinear",

@@ -7,14 +7,22 @@ tensors for it, so that memory holds one form, and a state dict gets them back b
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
+from pvq.activations import ActivationCode, activation_code, decoded
 from pvq.arguments import check_choice
 from pvq.buffers import register_codes, without_casts
-from pvq.codes import ACTIVATIONS, RunTimeForm, Stored, empty_stored, stored_nbytes
+from pvq.codes import (
+    ACTIVATIONS,
+    MultipliesPoints,
+    RunTimeForm,
+    Stored,
+    empty_stored,
+    stored_nbytes,
+)
 from pvq.codes.joined import JoinedForm
 from pvq.config import PVQConfig
 from pvq.sizes import megabytes
@@ -50,7 +58,8 @@ class CodedModule(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config.for_cols(cols)
-        self.activations = ACTIVATIONS[0]
+        self.activations = self.config.activations or ACTIVATIONS[0]
+        self._points = activation_code(self.activations, cols)  # None: no such rounding
         self._shape = (rows, cols)
         self._form: RunTimeForm | None = None  # None: the stored form
         self._wants_form: bool | None = None  # None: never asked
@@ -81,6 +90,11 @@ class CodedModule(nn.Module):
         shared = self._form.overhead_nbytes if isinstance(self._form, JoinedForm) else 0
         return sum(buffer.nbytes for buffer in self._held().values()) + shared
 
+    @property
+    def bits_per_activation(self) -> float | None:
+        """Bits of an activation with its share of an amplitude; ``None`` if none is rounded so."""
+        return None if self._points is None else self._points.bits
+
     def prepare(self: M, layout: str = "auto", activations: str | None = None) -> M:
         """Chooses how products run: the form in memory, and what becomes of the activations.
 
@@ -91,13 +105,16 @@ class CodedModule(nn.Module):
                 has on this device. A matrix that does not fit the form or would not survive the
                 way back stays stored (fragments: columns that are no multiple of 128; planes:
                 scales below about 1e-30); :attr:`layout` tells.
-            activations: what the GPU's product with table codes may do to float16 and bfloat16
-                ones. ``"int8"``, the default, lets it round them to 8 bits (one scale a token and
+            activations: what products do to theirs. ``"pyramid4"``, or another number of bits
+                from 2 to 8, rounds them to points of a pyramid, in every product
+                (:mod:`pvq.activations`); for gradients the rounding is the identity. All others
+                say what the GPU's product with table codes may do to float16 and bfloat16 ones.
+                ``"int8"``, the default, lets it round them to 8 bits (one scale a token and
                 128 columns), which is the fastest and costs less than 1 % of relative error.
                 ``"int8x2"`` rounds them to 15 bits, in two passes: 0.1 %. ``"float"`` never rounds:
                 the codes are expanded for every product, which then takes longer than that of a
-                dense layer. Nothing is ever rounded on the CPU, in float32, or with pyramid codes.
-                ``None`` leaves the choice as it is.
+                dense layer; these three round nothing on the CPU, in float32, or with pyramid
+                codes. ``None`` leaves the choice as it is.
 
         Returns:
             The module itself.
@@ -109,7 +126,7 @@ class CodedModule(nn.Module):
         check_choice("layout", layout, LAYOUTS)
         form = self._form_for(layout)
         if activations is not None:
-            check_choice("activations", activations, ACTIVATIONS)
+            self._points = activation_code(activations, self._shape[1])
             self.activations = activations
         self._wants_form = layout not in STORED_LAYOUTS
         self._take(form)
@@ -129,16 +146,41 @@ class CodedModule(nn.Module):
         rows, cols = self._shape
         if x.ndim == 0 or x.shape[-1] != cols:
             raise ValueError(f"x has shape {list(x.shape)}, expected [..., {cols}]")
+        if self._points is not None:
+            return self._product_of_points(x, self._points)
         rotation = (self.config.hadamard_block, self.config.seed)
         if self._form is None:
             return self.config.code.matmul(x, self._held(), *rotation)
         return self._form.matmul(x, self._held(), rows, *rotation, self.activations)
 
+    def _product_of_points(self, x: torch.Tensor, points: ActivationCode) -> torch.Tensor:
+        """The product with what ``x`` [..., cols] is rounded to."""
+        rotated = x.float()
+        if self.config.hadamard_block:
+            block, seed = self.config.hadamard_block, self.config.seed
+            rotated = torch.ops.pvq.hadamard(rotated, block, seed)
+        rounded = points.round(rotated.detach())
+        form = self._form.form if isinstance(self._form, JoinedForm) else self._form
+        wants_gradient = rotated.requires_grad and torch.is_grad_enabled()
+        takes_points = isinstance(form, MultipliesPoints) and form.takes_points(points.dim)
+        if takes_points and not wants_gradient:
+            integer_form = cast(MultipliesPoints, form)
+            return integer_form.matmul_points(*rounded, self._held(), self._shape[0], x.dtype)
+        values = decoded(*rounded)
+        if wants_gradient:
+            values = rotated + (values - rotated).detach()
+        values = values.to(x.dtype)
+        if form is None:
+            return self.config.code.matmul(values, self._held())
+        # The GPU's integers of 15 bits keep all that a point has.
+        return form.matmul(values, self._held(), self._shape[0], 0, 0, "int8x2")
+
     def describe(self) -> str:
         """Code, layout and sizes, for ``print(model)``."""
         return (
             f"code={self.config.code.describe()}, layout={self.layout}, "
-            f"{megabytes(self.nbytes)} on disk, {megabytes(self.resident_nbytes)} in memory"
+            + ("" if self._points is None else f"activations={self.activations}, ")
+            + f"{megabytes(self.nbytes)} on disk, {megabytes(self.resident_nbytes)} in memory"
         )
 
     def _form_for(self, layout: str) -> RunTimeForm | None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pvq.activations import activation_code, check_activations
 from pvq.arguments import check_choice, check_int
 from pvq.codes import Code
 from pvq.codes.registry import check_known, choices_of, make_code
@@ -55,12 +56,15 @@ class PVQConfig:
             by default what the code is meant for, which is none for uniform and nf4.
         block: columns that one Hadamard block mixes; ``None`` chooses from the number of columns.
         seed: of the rotation's signs.
+        activations: what products with the matrix do to their activations, such as ``"pyramid4"``,
+            see :meth:`pvq.PVQLinear.prepare`; ``None``, the default, says nothing.
     """
 
     code: Code
     rotation: str
     block: int | None
     seed: int
+    activations: str | None
 
     def __init__(
         self,
@@ -70,6 +74,7 @@ class PVQConfig:
         rotation: str | None = None,
         block: int | None = None,
         seed: int = 0,
+        activations: str | None = None,
         **choices: Any,
     ) -> None:
         """Checks every choice; see the class for their meaning.
@@ -80,6 +85,7 @@ class PVQConfig:
             rotation: see the class.
             block: see the class.
             seed: see the class.
+            activations: see the class.
             **choices: of the code.
 
         Raises:
@@ -87,9 +93,12 @@ class PVQConfig:
             TypeError: if an argument has the wrong type.
         """
         made = make_code(code, bits, choices)
-        self._set(made, made.rotation if rotation is None else rotation, block, seed)
+        rotation = made.rotation if rotation is None else rotation
+        self._set(made, rotation, block, seed, activations)
 
-    def _set(self, code: Code, rotation: str, block: int | None, seed: int) -> None:
+    def _set(
+        self, code: Code, rotation: str, block: int | None, seed: int, activations: str | None
+    ) -> None:
         check_choice("rotation", rotation, ROTATIONS)
         check_int("seed", seed, 0, 2**63 - 1)
         if block is not None:
@@ -101,7 +110,10 @@ class PVQConfig:
                 )
             if rotation == "none":
                 raise ValueError(f"block={block} has no meaning with rotation='none': leave it out")
+        if activations is not None:
+            check_activations(activations)
         values = {"code": code, "rotation": rotation, "block": block, "seed": seed}
+        values["activations"] = activations
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -114,8 +126,11 @@ class PVQConfig:
         """The same configuration with ``block`` settled for a matrix of ``cols`` columns.
 
         Raises:
-            ValueError: if the code or ``block`` does not fit ``cols``; the text says what does.
+            ValueError: if the code, ``block`` or ``activations`` does not fit ``cols``; the text
+                says what does.
         """
+        if self.activations is not None:
+            activation_code(self.activations, cols)
         misfit = self.code.misfit(cols)
         if misfit is not None:
             raise ValueError(misfit)
@@ -154,6 +169,7 @@ class PVQConfig:
             ValueError: on an unknown name or a value that the constructor refuses.
         """
         others = {"rotation": self.rotation, "block": self.block, "seed": self.seed}
+        others["activations"] = self.activations
         name = changes.pop("code", self.code.name)
         known = choices_of(name)
         check_known(changes, known | others.keys() | {"code"}, name)
@@ -173,7 +189,7 @@ class PVQConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything that makes the configuration and the ``format_version``, ready for JSON."""
-        return {
+        fields = {
             "format_version": FORMAT_VERSION,
             "code": self.code.name,
             **self.code.choices(),
@@ -181,6 +197,9 @@ class PVQConfig:
             "block": self.block,
             "seed": self.seed,
         }
+        if self.activations is not None:  # left out where an older pvq can do without
+            fields["activations"] = self.activations
+        return fields
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> "PVQConfig":
@@ -197,7 +216,9 @@ class PVQConfig:
             known = choices_of(name)
         except ValueError as error:
             raise ValueError(f"the quantization config is unreadable ({error}); {newer}") from error
-        unknown = sorted(values.keys() - known - {"code", "rotation", "block", "seed"})
+        unknown = sorted(
+            values.keys() - known - {"code", "rotation", "block", "seed", "activations"}
+        )
         if unknown:
             raise ValueError(
                 f"the quantization config has fields this pvq does not know: {', '.join(unknown)}; "

@@ -205,7 +205,8 @@ def _fields(config: PVQConfig) -> dict[str, Any]:
 def _changes(base: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
     if fields["code"] != base["code"]:
         return fields
-    return {key: value for key, value in fields.items() if value != base[key]}
+    names = base.keys() | fields.keys()  # a field that is left out is None
+    return {name: fields.get(name) for name in names if fields.get(name) != base.get(name)}
 
 
 def _named_module(model: PreTrainedModel, name: str) -> nn.Module | None:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from pvq import _core
+from pvq.activations import activation_code
 from pvq.config import PVQConfig
 from pvq.modules import quantized_modules
 from pvq.plan import LeftDense
@@ -57,6 +58,13 @@ class LayerRecord:
     def weights(self) -> int:
         """Number of weights of the layer."""
         return self.shape[0] * self.shape[1]
+
+    @property
+    def bits_per_activation(self) -> float | None:
+        """Bits that products leave of an activation; ``None`` if the configuration says nothing."""
+        name = self.config.activations
+        code = None if name is None else activation_code(name, self.shape[1])
+        return None if code is None else code.bits
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, ready for JSON."""
@@ -194,6 +202,10 @@ class Report:
             f"model           {megabytes(self.nbytes)}, was {megabytes(self.original_nbytes)}",
             f"in memory       {megabytes(self.resident_nbytes)}, layout {', '.join(layouts)}",
         ]
+        bits = sorted(filter(None, {layer.bits_per_activation for layer in self.layers}))
+        if bits:
+            listed = ", ".join(f"{value:.4g}" for value in bits)
+            lines.append(f"activations     {listed} bits with amplitudes, points of pyramids")
         if self.output_error is not None:
             lines.insert(
                 3,
@@ -275,7 +287,10 @@ def _describe(config: PVQConfig, rounding: str) -> str:
     rotation = "no rotation"
     if config.rotation == "hadamard":
         rotation = f"randomised Hadamard rotation with seed {config.seed}"
+    activations = ""
+    if config.activations is not None:
+        activations = f", activations {config.activations}"
     return (
         f"Pyramid vector quantization with `pvq` {_core.build_info()['version']}: code "
-        f"{config.code.describe()}, {rotation}, rounding {rounding}."
+        f"{config.code.describe()}, {rotation}, rounding {rounding}{activations}."
     )

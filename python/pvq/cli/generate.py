@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from pvq.cache import PVQCache
 from pvq.cli.models import add_device, add_run_time, load_any, load_tokenizer
 
 NAME = "generate"
@@ -26,6 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument(
+        "--cache-bits",
+        type=float,
+        metavar="BITS",
+        help="keep keys and values in pyramid codes of 1 to 8 bits a value (default: as they are)",
+    )
     add_run_time(parser)
     add_device(parser)
 
@@ -43,8 +50,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if prompt["input_ids"].shape[1] == 0:
         raise ValueError("--prompt has no tokens: give at least one word")
     torch.manual_seed(args.seed)
-    sampling = {"do_sample": True, "temperature": args.temperature} if args.temperature else {}
-    sampling = sampling or {"do_sample": False}
+    sampling: dict[str, Any] = {"do_sample": False}
+    if args.temperature:
+        sampling = {"do_sample": True, "temperature": args.temperature}
+    cache = None
+    if args.cache_bits is not None:
+        cache = PVQCache(model.config, args.cache_bits)
+        sampling["past_key_values"] = cache
     start = time.perf_counter()
     with torch.no_grad():  # not inference_mode, in which projections share no product
         ids = model.generate(
@@ -60,6 +72,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "prompt": args.prompt,
         "text": tokenizer.decode(ids, skip_special_tokens=True),
         "new_tokens": new,
+        "cache_nbytes": None if cache is None else cache.nbytes,
         "seconds": seconds,
         "tokens_per_second": new / seconds,
     }

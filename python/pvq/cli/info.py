@@ -55,6 +55,17 @@ def show(result: dict[str, Any], args: argparse.Namespace) -> str:
         f"{', '.join(sorted({layer['layout'] for layer in result['layers']}))}; "
         f"{megabytes(result['quantized_nbytes'] + result['dense_nbytes'])} with --layout stored",
     ]
+    rounded = sorted(
+        {
+            round(layer["bits_per_activation"], 4)
+            for layer in result["layers"]
+            if layer["bits_per_activation"] is not None
+        }
+    )
+    if rounded:
+        lines.append(
+            f"activations  points of pyramids, {', '.join(map(str, rounded))} bits with amplitudes"
+        )
     if args.layers:
         lines += [
             "",
@@ -103,6 +114,7 @@ def _checkpoint(args: argparse.Namespace) -> dict[str, Any]:
                 "description": module.config.code.describe(),
                 **module.config.to_dict(),
                 "bits_per_weight": 8 * module.nbytes / (shape[0] * shape[1]),
+                "bits_per_activation": module.bits_per_activation,
                 "nbytes": module.nbytes,
                 "resident_nbytes": module.resident_nbytes,
                 "layout": module.layout,

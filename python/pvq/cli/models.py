@@ -13,8 +13,8 @@ from transformers import (
 )
 
 from pvq import _core, hf
+from pvq.activations import check_activations
 from pvq.coded import LAYOUTS
-from pvq.codes import ACTIVATIONS
 from pvq.load import load
 
 
@@ -36,10 +36,21 @@ def add_run_time(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--activations",
-        choices=ACTIVATIONS,
-        help="what the GPU's products with table codes may do to them: int8 (round to 8 bits; "
-        "default, fastest), int8x2 (round to 15 bits) or float (nothing; slow)",
+        type=activations_name,
+        metavar="NAME",
+        help="pyramid4 (or another number of bits, 2 to 8: round them to points of a pyramid), or "
+        "what the GPU's products with table codes may do: int8 (round to 8 bits; fastest), int8x2 "
+        "(round to 15 bits) or float (nothing; slow). Default: what the checkpoint says, or int8",
     )
+
+
+def activations_name(text: str) -> str:
+    """The type of options that say what becomes of activations."""
+    try:
+        check_activations(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def chosen_device(name: str) -> torch.device:

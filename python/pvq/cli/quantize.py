@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from pvq.calibration import DEFAULT_SAMPLES, MAX_LENGTH, calibration_tokens
 from pvq.checkpoint import new_folder, write_model
 from pvq.cli.choices import parsed_choices, parsed_named
-from pvq.cli.models import add_device, check_exists, chosen_device, load_tokenizer
+from pvq.cli.models import activations_name, add_device, check_exists, chosen_device, load_tokenizer
 from pvq.codes.pyramid import GAIN_LAWS, PyramidCode
 from pvq.codes.registry import CODES
 from pvq.config import DEFAULT_CODE, ROTATIONS, PVQConfig
@@ -51,6 +51,7 @@ examples:
   pvq quantize ./model ./out --bits 2.25 --override '*.down_proj:bits=3.25'
   pvq quantize ./model ./out --budget 3.25bpw --sensitivity layers.json
   pvq quantize ./model ./out --bits 3.25 --rounding gptq --calibration book.txt
+  pvq quantize ./model ./out --bits 4.25 --activations pyramid4
   pvq quantize ./model ./out --skip '*.layers.0.*' --embeddings --head
 """
 
@@ -100,6 +101,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--block", type=int, help="Hadamard block (default: from the layer)")
     parser.add_argument("--seed", type=int, default=0, help="of the rotation's signs")
+    parser.add_argument(
+        "--activations",
+        type=activations_name,
+        metavar="NAME",
+        help="what products shall do to activations, written into the checkpoint: pyramid4, or "
+        "another number of bits from 2 to 8, rounds them to points of a pyramid",
+    )
     parser.add_argument(
         "--rounding",
         default="nearest",
@@ -157,6 +165,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             rotation=args.rotation,
             block=args.block,
             seed=args.seed,
+            activations=args.activations,
             **{name: getattr(args, name) for name in _CHOICES if getattr(args, name) is not None},
             **parsed_choices([text for texts in args.choice for text in texts], "--choice"),
         )

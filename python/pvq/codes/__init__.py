@@ -13,7 +13,8 @@ Stored = dict[str, torch.Tensor]
 """The stored form of a matrix: its tensors by the name that they have in a checkpoint."""
 
 ACTIVATIONS = ("int8", "int8x2", "float")
-"""What a product may do to its activations; see :meth:`pvq.PVQLinear.prepare`."""
+"""What a product may do to its activations beside rounding them to points
+(:mod:`pvq.activations`); see :meth:`pvq.PVQLinear.prepare`."""
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16)
 """Of the activations that the GPU's kernels multiply with fragments."""
@@ -79,6 +80,26 @@ class GivesRows(Protocol):
         seed: int,
     ) -> torch.Tensor:
         """The rows ``ids`` [n] of the matrix, rotated back unless ``block`` is 0: [n, cols]."""
+        ...
+
+
+@runtime_checkable
+class MultipliesPoints(Protocol):
+    """A run-time form whose product takes activations as integer points, :mod:`pvq.activations`."""
+
+    def takes_points(self, dim: int) -> bool:
+        """Whether it does so in groups of ``dim`` columns."""
+        ...
+
+    def matmul_points(
+        self,
+        point: torch.Tensor,
+        amplitude: torch.Tensor,
+        held: Stored,
+        rows: int,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """The product of amplitude * point [..., cols], rotated already, with every row."""
         ...
 
 

@@ -78,6 +78,25 @@ class Planes:
         y: torch.Tensor = torch.ops.pvq.matmul_planes(x, *tensors, rows, self.dim, block, seed)
         return y
 
+    def takes_points(self, dim: int) -> bool:
+        """Whole groups of weights in whole words of planes, in each group of activations."""
+        return self.dim % 8 == 0 and dim % self.dim == 0
+
+    def matmul_points(
+        self,
+        point: torch.Tensor,
+        amplitude: torch.Tensor,
+        held: Stored,
+        rows: int,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """The product of amplitude * point [..., cols] with every row: integer dot products."""
+        tensors = (held[name] for name in self.tensors)
+        y: torch.Tensor = torch.ops.pvq.matmul_planes_points(
+            point, amplitude, *tensors, rows, self.dim, dtype
+        )
+        return y
+
 
 def _integers(planes: Stored, begin: int, end: int, cols: int, dim: int) -> torch.Tensor:
     """Rows ``begin`` (a multiple of the panel) to ``end`` as int16 [rows, groups, dim]."""

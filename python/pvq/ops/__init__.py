@@ -6,6 +6,7 @@ from pvq.ops import (  # noqa: F401  register their rules
     hadamard,
     matmul,
     planes_cuda,
+    points,
     tables,
     tables_cuda,
 )

@@ -1,0 +1,108 @@
+"""What products do to their activations: the names of the choices, and pyramid codes for them.
+
+With ``"pyramid4"``, say, activations are rotated as the weights are and cut into groups; each
+becomes amplitude * y, an integer vector y with sum |y_i| = pulses and a bfloat16 amplitude, so that
+a value takes 4 bits at most, were it stored: ``(index_bits + 16) / dim``. Products with planes on
+the CPU multiply the integers; others take what the points stand for.
+"""
+
+import functools
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pvq import _core
+from pvq.codes import ACTIVATIONS
+from pvq.codes.pyramid import MAX_PULSES, most_pulses
+
+# As many columns as a scale has in the GPU's products, or fewer.
+DIMS = (128, 64, 32, 16, 8)
+MIN_BITS, MAX_BITS = 2.0, 8.0
+AMPLITUDE_BITS = 16
+
+_PYRAMID = re.compile(r"pyramid(\d+(?:\.\d+)?)")
+
+
+@dataclass(frozen=True)
+class ActivationCode:
+    """The points that activations are rounded to.
+
+    Attributes:
+        dim: columns of a group.
+        pulses: sum of the magnitudes of its integers.
+    """
+
+    dim: int
+    pulses: int
+
+    @property
+    def bits(self) -> float:
+        """Bits of an activation, index and amplitude."""
+        return (_core.index_bits(self.dim, self.pulses) + AMPLITUDE_BITS) / self.dim
+
+    def round(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Rounds ``x`` [..., cols], rotated already.
+
+        Returns:
+            The integers int16 [..., cols] and the amplitudes bfloat16 [..., cols / dim].
+
+        Raises:
+            RuntimeError: if ``x`` holds NaN or infinity (on the CPU).
+        """
+        point, amplitude = torch.ops.pvq.activation_points(x, self.dim, self.pulses)
+        return point, amplitude
+
+
+def decoded(point: Tensor, amplitude: Tensor) -> Tensor:
+    """float32 [..., cols]: what points stand for."""
+    groups = point.view(*amplitude.shape, -1)
+    return (groups * amplitude.float().unsqueeze(-1)).view(point.shape)
+
+
+def check_activations(name: object) -> None:
+    """Refuses what names no choice.
+
+    Raises:
+        ValueError: naming the choices.
+    """
+    if name not in ACTIVATIONS and _bits_of(name) is None:
+        raise ValueError(
+            f"activations is {name!r}, expected one of {', '.join(map(repr, ACTIVATIONS))}, or "
+            f"'pyramid' and a number of bits from {MIN_BITS:g} to {MAX_BITS:g}, such as 'pyramid4'"
+        )
+
+
+@functools.cache
+def activation_code(name: str, cols: int) -> ActivationCode | None:
+    """The points of a choice for rows of ``cols`` activations; ``None`` if it asks for none.
+
+    Of all group sizes, the one with the finest points at that rate.
+
+    Raises:
+        ValueError: if ``name`` is no choice, or no group size fits ``cols``.
+    """
+    check_activations(name)
+    bits = _bits_of(name)
+    if bits is None:
+        return None
+    codes = []
+    for dim in DIMS:
+        index_bits = int(bits * dim) - AMPLITUDE_BITS
+        if cols % dim == 0 and index_bits >= _core.index_bits(dim, 1):
+            codes.append(ActivationCode(dim, most_pulses(dim, index_bits, MAX_PULSES)))
+    if not codes:
+        raise ValueError(
+            f"activations={name!r} has no groups for {cols} columns, which need a multiple of 32: "
+            "pass activations='float' or leave this layer dense"
+        )
+    return max(codes, key=lambda code: code.pulses / code.dim)
+
+
+def _bits_of(name: object) -> float | None:
+    """The bits that a name asks for; ``None`` if it names no pyramid."""
+    match = _PYRAMID.fullmatch(name) if isinstance(name, str) else None
+    if match is None or not MIN_BITS <= float(match[1]) <= MAX_BITS:
+        return None
+    return float(match[1])
