@@ -49,7 +49,6 @@ SHAPES = [
     *(Trellis(2, 4, v, 2) for v in (8, 9)),
     *(Trellis(2, 5, v, 2) for v in (6, 7, 8)),
     *(Trellis(1, s, 8, lag) for s in (2, 3, 4) for lag in (1, 2)),
-    Trellis(3, 6, 8, 1),
     *(Trellis(4, 8, v, 1) for v in (8, 9)),
 ]
 ONE_POINT = [Trellis(2, 4, v, 1) for v in (8, 10, 12)]
@@ -63,7 +62,7 @@ def decode_instructions(trellis: Trellis) -> float:
         address = 1 + (1 - trellis.step_bits / 8) / 4 * 2
     else:
         address = 2.0
-    combine = {1: 1.25, 2: 0.75, 3: 0.75, 4: 0.25}[trellis.dim]
+    combine = {1: 1.25, 2: 0.75, 4: 0.25}[trellis.dim]
     return (address + 1) / trellis.dim + combine
 
 
