@@ -6,6 +6,7 @@
 
 #include "core/bfloat16.h"
 #include "core/overlap.h"
+#include "cpu/overlap_decode.h"
 
 namespace pvq {
 
@@ -21,6 +22,7 @@ struct OverlapView {
   const int8_t* table;        // [trellis.rows()][2][kOverlapDim]
   int64_t rows, cols;         // cols is a multiple of kOverlapStep
   OverlapTrellis trellis;
+  OverlapWindows windows;  // of the trellis
 
   int64_t row_bytes() const { return overlap_row_bytes(trellis.step_bits, cols); }
   const uint8_t* row(int64_t r) const { return code + r * row_bytes(); }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 
 #include "cpu/matmul_tiles.h"
 #include "cpu/overlap_code.h"
@@ -13,6 +14,7 @@ class OverlapTiles final : public WeightTiles {
   OverlapTiles(const OverlapView& code, bool transposed);
   int64_t fill(int64_t i0, int64_t i1, int64_t l0, int64_t l1, float* tile,
                int64_t stride) const override;
+  std::unique_ptr<Product> make_direct(int64_t tokens) const override;
 
  private:
   OverlapView code_;

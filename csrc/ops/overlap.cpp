@@ -59,7 +59,8 @@ StoredOverlap checked_overlap(const char* op, const Tensor& code, const Tensor& 
                  stored.table.const_data_ptr<int8_t>(),
                  rows,
                  cols,
-                 trellis};
+                 trellis,
+                 overlap_windows(trellis)};
   return stored;
 }
 
