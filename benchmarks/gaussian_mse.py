@@ -21,6 +21,7 @@ import pvq
 DIMS = (8, 16, 32, 64, 128)
 RATES = (1.0, 1.5, 2.0, 2.25, 2.5, 3.0, 3.25, 3.5, 4.0, 4.25)
 TABLE_WIDTHS = (2, 3, 4)
+OVERLAP_WIDTHS = (2, 2.5, 3, 3.5, 4)
 PEERS = (
     *((f"Lloyd-Max scalar, {n} levels", {"code": "higgs", "p": 1, "n": n}) for n in (2, 4, 8, 16)),
     *((f"HIGGS p=2, n={n}", {"code": "higgs", "p": 2, "n": n}) for n in (16, 64, 256)),
@@ -39,6 +40,11 @@ FIGURES = (
     ("table, 2 bits", {"code": "table", "bits": 2}, 0.0972),
     ("table, 3 bits", {"code": "table", "bits": 3}, 0.0262),
     ("table, 4 bits", {"code": "table", "bits": 4}, 0.0079),
+    ("overlap, 2 bits", {"code": "overlap", "bits": 2}, 1.20 * 4**-2),
+    ("overlap, 2.5 bits", {"code": "overlap", "bits": 2.5}, 1.20 * 4**-2.5),
+    ("overlap, 3 bits", {"code": "overlap", "bits": 3}, 1.25 * 4**-3),
+    ("overlap, 3.5 bits", {"code": "overlap", "bits": 3.5}, 1.25 * 4**-3.5),
+    ("overlap, 4 bits", {"code": "overlap", "bits": 4}, 1.28 * 4**-4),
 )
 
 
@@ -87,6 +93,9 @@ def main() -> int:
     for width in TABLE_WIDTHS:
         config = pvq.PVQConfig(width, code="table", rotation="none")
         add(measure_code(w, f"pvq table {width}", config))
+    for width in OVERLAP_WIDTHS:
+        config = pvq.PVQConfig(width, code="overlap", rotation="none")
+        add(measure_code(w, f"pvq overlap {width:g}", config))
     for name, choices in PEERS:
         add(measure_code(w, name, pvq.PVQConfig(**choices, rotation="none")))
 

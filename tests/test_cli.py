@@ -236,6 +236,10 @@ def test_help_teaches(command, capsys):
         (["quantize", "a", "b", "--code", "trellis"], "invalid choice: 'trellis'"),
         (["quantize", "a", "b", "--code", "table"], "needs bits: choose 2, 3 or 4"),
         (["quantize", "a", "b", "--code", "table", "--bits", "2.5"], "choose 2, 3 or 4"),
+        (
+            ["quantize", "a", "b", "--code", "overlap", "--bits", "2.25"],
+            "choose 2, 2.5, 3, 3.5 or 4",
+        ),
         (["quantize", "a", "b", "--code", "table", "--pulses", "9"], "unknown choice 'pulses'"),
         (["quantize", "a", "b", "--override", "*:code=table"], "bits=3.25 is out of reach"),
         (["eval", "a"], "required: --text"),

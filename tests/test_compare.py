@@ -43,6 +43,7 @@ def ids() -> torch.Tensor:
         (Named("pyramid", {"dim": 8}), 3.25, "pyramid D=8 "),
         (Named("pyramid", {"gain_bits": 4}), 3.3, "pyramid D=16 K=27 gain 4"),
         (Named("table"), 3.25, "table 3 bits"),
+        (Named("overlap"), 2.9, "overlap 2.5 bits"),
         (Named("uniform"), 2.25, "uniform 2 bits g128 asym"),
         (Named("uniform"), 4.1, "uniform 3 bits"),
         (Named("uniform", {"group": 1024}), 4.1, "uniform 4 bits"),

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pvq import PVQConfig, _core, quantize_tensor
+from pvq.codes.overlap import OverlapCode
 from pvq.codes.pyramid import PyramidCode
 from pvq.codes.table import TableCode
 from pvq.rounding.gptq import GPTQ
@@ -69,7 +70,8 @@ def loss(w, codes, x):
 
 
 @pytest.mark.parametrize(
-    "code", [PyramidCode(16, 27, 4), PyramidCode(16, 14, 1), TableCode(2), TableCode(3)]
+    "code",
+    [PyramidCode(16, 27, 4), PyramidCode(16, 14, 1), TableCode(2), TableCode(3), OverlapCode(3)],
 )
 @pytest.mark.parametrize("passes", [1, 3])
 def test_outputs_are_nearer_than_with_the_nearest_points(code, passes):

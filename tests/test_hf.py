@@ -65,14 +65,16 @@ def test_round_trip_is_bit_exact(small_llama, tmp_path):
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4])
-def test_round_trip_of_the_table_code(small_llama, tmp_path, bits):
-    model = quantized(small_llama(tie_word_embeddings=True), PVQConfig(bits, code="table"),
+@pytest.mark.parametrize(
+    ("code", "bits"), [("table", 2), ("table", 3), ("table", 4), ("overlap", 2.5), ("overlap", 4)]
+)
+def test_round_trip_of_codes_in_bytes(small_llama, tmp_path, code, bits):
+    model = quantized(small_llama(tie_word_embeddings=True), PVQConfig(bits, code=code),
                       embeddings=True, head=True)  # fmt: skip
     expected = logits(model)
     model.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
-    assert stored["default"]["code"] == "table"
+    assert stored["default"]["code"] == code
     assert "model.layers.0.mlp.up_proj.code" in load_file(tmp_path / "model.safetensors")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert same_state(model, loaded)

@@ -29,7 +29,12 @@ def finished(config: PVQConfig) -> tuple[Finished, torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize(
-    "config", [PVQConfig(2.25), PVQConfig(code="table", bits=2, rotation="none")]
+    "config",
+    [
+        PVQConfig(2.25),
+        PVQConfig(code="table", bits=2, rotation="none"),
+        PVQConfig(2.5, code="overlap"),
+    ],
 )
 def test_no_other_scale_of_a_row_is_better(config):
     layer, w, x = finished(config)

@@ -9,6 +9,7 @@ import torch
 
 from pvq import _core
 from pvq.codes.bits import pack
+from pvq.codes.overlap import OverlapCode
 from pvq.codes.pyramid import PyramidCode
 from pvq.codes.table import TableCode
 
@@ -20,6 +21,8 @@ CODES = [
     TableCode(2),
     TableCode(3),
     TableCode(4),
+    OverlapCode(2),
+    OverlapCode(3.5),
 ]
 
 

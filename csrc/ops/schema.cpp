@@ -66,6 +66,19 @@ STABLE_TORCH_LIBRARY(pvq, m) {
   m.def(
       "table_matmul_fragments(Tensor x, Tensor fragments, Tensor row_scale, int bits, int block=0,"
       " int seed=0, bool residual=False) -> Tensor");
+  m.def(
+      "overlap_search(Tensor x, Tensor table, int step_bits, int lag, Tensor? weight=None,"
+      " Tensor? start=None, Tensor? end=None, bool ring=False)"
+      " -> (Tensor symbol, Tensor start, Tensor cost)");
+  m.def(
+      "overlap_dequantize(Tensor code, Tensor row_scale, Tensor table, int step_bits, int lag,"
+      " int cols, ScalarType dtype, int block=0, int seed=0) -> Tensor");
+  m.def(
+      "overlap_matmul(Tensor x, Tensor code, Tensor row_scale, Tensor table, int step_bits,"
+      " int lag, int block=0, int seed=0) -> Tensor");
+  m.def(
+      "overlap_matmul_transposed(Tensor g, Tensor code, Tensor row_scale, Tensor table,"
+      " int step_bits, int lag, int cols, int block=0, int seed=0) -> Tensor");
 }
 
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {

@@ -42,6 +42,9 @@ class PVQConfig:
     ``code="table"`` has 2, 3 or 4 ``bits`` and no other choice; it is fast in its stored form. See
     :class:`pvq.codes.table.TableCode`.
 
+    ``code="overlap"`` has 2, 2.5, 3, 3.5 or 4 ``bits`` and no other choice; its error is the least
+    of all codes at these rates. See :class:`pvq.codes.overlap.OverlapCode`.
+
     ``code="outliers"`` keeps a ``fraction`` of each row apart from an ``inner`` code, to which
     ``bits`` goes; see :class:`pvq.codes.outliers.OutlierCode`.
 

@@ -8,15 +8,18 @@ from pvq.codes import Code
 from pvq.codes.higgs import HiggsCode
 from pvq.codes.nf4 import NF4Code
 from pvq.codes.outliers import OutlierCode
+from pvq.codes.overlap import OverlapCode
 from pvq.codes.pyramid import PyramidCode
 from pvq.codes.table import TableCode
 from pvq.codes.uniform import UniformCode
 
-AnyCode = type[PyramidCode | TableCode | OutlierCode | UniformCode | NF4Code | HiggsCode]
+AnyCode = type[
+    PyramidCode | TableCode | OverlapCode | OutlierCode | UniformCode | NF4Code | HiggsCode
+]
 
 CODES: dict[str, AnyCode] = {
     code.name: code
-    for code in (PyramidCode, TableCode, OutlierCode, UniformCode, NF4Code, HiggsCode)
+    for code in (PyramidCode, TableCode, OverlapCode, OutlierCode, UniformCode, NF4Code, HiggsCode)
 }
 
 

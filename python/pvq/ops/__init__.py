@@ -5,6 +5,7 @@ from pvq.ops import (  # noqa: F401  register their rules
     decoded,
     hadamard,
     matmul,
+    overlap,
     planes_cuda,
     points,
     tables,

@@ -1,0 +1,48 @@
+// Overlapping-pyramid codes: every word of a bit stream names two small-integer points, one for the
+// group of weights that it belongs to and one for a later group, so that neighbouring groups
+// overlap like the branches of a trellis.
+//
+// Symbols of `step_bits` bits follow each other in a stream; symbol i belongs to group i, `dim`
+// weights. Window i is the `window_bits` bits that end with symbol i, the newest on top. With a
+// table T of 2^window_bits rows, two points each,
+//
+//   y_i = T[window_i][0] + T[window_(i - lag)][1]
+//
+// and weight = scale * y. Windows go around: the symbols of a block of kOverlapBlock columns (the
+// last block of a row is what is left) form a ring, so that blocks do not depend on each other and
+// no bits are spent on a beginning.
+//
+// A trellis code (Marcellin and Fischer, IEEE Trans. Commun. 38, 1990): group i depends on the
+// word_bits() bits up to and with symbol i, the oldest ones being of window i - lag, and of these
+// all but the newest symbol are the state. What is new is the table: not one point for each word,
+// but a sum of two from a table small enough for each lane of a GPU to own a copy, both read at
+// once, and of integers so small that the sum is the operand of an integer product.
+#pragma once
+
+#include "core/platform.h"
+
+namespace pvq {
+
+constexpr int kOverlapBlock = 128;  // columns whose symbols form a ring
+constexpr int kOverlapStep = 16;    // columns come in multiples of it: whole bytes at every rate
+constexpr int kMaxOverlapLag = 8;
+
+// Inlined even where nothing is optimised: files compiled for different instruction sets include
+// it.
+#define PVQ_ALWAYS [[gnu::always_inline]] PVQ_HD
+
+struct OverlapTrellis {
+  int dim;          // weights of a group
+  int step_bits;    // of a symbol
+  int window_bits;  // of a window, step_bits at least
+  int lag;          // groups from a window's own group to the other that it has a point for
+
+  PVQ_ALWAYS int reach() const { return lag * step_bits; }
+  PVQ_ALWAYS int word_bits() const { return window_bits + reach(); }
+  PVQ_ALWAYS int state_bits() const { return word_bits() - step_bits; }
+  PVQ_ALWAYS int rows() const { return 1 << window_bits; }
+  PVQ_ALWAYS int states() const { return 1 << state_bits(); }
+  PVQ_ALWAYS int symbols() const { return 1 << step_bits; }
+};
+
+}  // namespace pvq

@@ -1,0 +1,38 @@
+// The stored form of an overlapping-pyramid code (core/overlap.h) as the CPU kernels see it: rows
+// of symbols, lowest bit first, and a table of int8 with two points of two weights in each row.
+#pragma once
+
+#include <cstdint>
+
+#include "core/bfloat16.h"
+#include "core/overlap.h"
+#include "cpu/overlap_decode.h"
+
+namespace pvq {
+
+constexpr int kOverlapDim = 2;  // weights of a group where codes are decoded
+
+PVQ_HD constexpr int64_t overlap_row_bytes(int step_bits, int64_t cols) {
+  return cols / kOverlapDim * step_bits / 8;
+}
+
+struct OverlapView {
+  const uint8_t* code;        // [rows, row_bytes()]
+  const uint16_t* row_scale;  // [rows] bfloat16 bits
+  const int8_t* table;        // [trellis.rows()][2][kOverlapDim]
+  int64_t rows, cols;         // cols is a multiple of kOverlapStep
+  OverlapTrellis trellis;
+  OverlapWindows windows;  // of the trellis
+
+  int64_t row_bytes() const { return overlap_row_bytes(trellis.step_bits, cols); }
+  const uint8_t* row(int64_t r) const { return code + r * row_bytes(); }
+  float scale(int64_t r) const { return from_bfloat16(row_scale[r]); }
+};
+
+// y [c1 - c0] = the integers of columns [c0, c1) of a row; c0 and c1 are multiples of kOverlapStep.
+void decode_overlap(const OverlapView& code, int64_t row, int64_t c0, int64_t c1, int8_t* y);
+
+// The same times the row's scale.
+void dequantize_overlap(const OverlapView& code, int64_t row, int64_t c0, int64_t c1, float* w);
+
+}  // namespace pvq

@@ -1,0 +1,61 @@
+// OverlapDecoder for AVX2: eight groups at a time, their entries gathered from the table.
+#ifdef PVQ_X86
+#include <immintrin.h>
+
+#include "cpu/overlap_decode.h"
+
+namespace {
+
+[[gnu::always_inline]] inline __m256i load(const void* p) {
+  return _mm256_load_si256(static_cast<const __m256i*>(p));
+}
+
+void decode(const pvq::OverlapTrellis& t, const pvq::OverlapWindows& windows, const int8_t* table,
+            const uint8_t* stream, int groups, int8_t* y) {
+  const __m256i bytes = load(windows.byte), shift = load(windows.shift);
+  const __m256i mask = _mm256_set1_epi32((1 << t.window_bits) - 1);
+  const int* entries = reinterpret_cast<const int*>(table);
+  // The entries of eight groups before, then of all: `lag` places back is the other entry.
+  alignas(32) int entry[8 + pvq::kOverlapBlockGroups];
+  for (int i = -8; i < groups; i += 8) {
+    const uint8_t* from = stream + i / 8 * t.step_bits - 2;
+    const __m256i word =
+        _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    const __m256i window =
+        _mm256_and_si256(_mm256_srlv_epi32(_mm256_shuffle_epi8(word, bytes), shift), mask);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(entry + 8 + i),
+                       _mm256_i32gather_epi32(entries, window, 4));
+  }
+  // The two bytes of each sum, from both halves of 16 bytes.
+  const __m256i pairs = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1,
+                                         0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1);
+  for (int i = 0; i < groups; i += 8) {
+    const __m256i own = load(entry + 8 + i);
+    const __m256i other =
+        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(entry + 8 + i - t.lag));
+    const __m256i sum = _mm256_add_epi8(own, _mm256_srli_epi32(other, 16));
+    const __m256i packed =
+        _mm256_permute4x64_epi64(_mm256_shuffle_epi8(sum, pairs), _MM_SHUFFLE(3, 1, 2, 0));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(y + 2 * i), _mm256_castsi256_si128(packed));
+  }
+}
+
+void dot(const int8_t* y, int count, const float* x, int64_t stride, int tokens, float (*sum)[16]) {
+  for (int c = 0; c < count; c += 16) {
+    const __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i*>(y + c));
+    const __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(sixteen));
+    const __m256 high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(sixteen, 8)));
+    for (int t = 0; t < tokens; ++t) {
+      const float* from = x + t * stride + c;
+      _mm256_storeu_ps(sum[t],
+                       _mm256_fmadd_ps(low, _mm256_loadu_ps(from), _mm256_loadu_ps(sum[t])));
+      _mm256_storeu_ps(sum[t] + 8, _mm256_fmadd_ps(high, _mm256_loadu_ps(from + 8),
+                                                   _mm256_loadu_ps(sum[t] + 8)));
+    }
+  }
+}
+
+}  // namespace
+
+const pvq::OverlapDecoder pvq::overlap_decoder_avx2 = {&decode, &dot};
+#endif

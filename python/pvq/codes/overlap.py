@@ -1,0 +1,192 @@
+"""The overlapping-pyramid code: each word of a bit stream names points of two groups of weights.
+
+Near the error of a trellis code at the decoding price of a table: group i, two weights, is
+
+    y_i = T[window_i][0] + T[window_(i - lag)][1],    weight = row_scale * y,
+
+where window_i is the newest 8 or 9 bits of the stream up to symbol i, and T a table of small
+integers. The symbols of 128 columns form a ring (those of the last columns of a row too, if fewer
+are left), so that no bits are spent on a beginning and such blocks do not depend on each other.
+csrc/core/overlap.h has the definition; csrc/cpu/overlap_search.h the search, which is exact.
+
+Stored form of a matrix of R rows and n columns, n a multiple of 16:
+
+=========== ========= ================= =====================================================
+tensor      dtype     shape             content
+=========== ========= ================= =====================================================
+code        uint8     [R, n * bits / 8] a symbol of 2 * bits bits for each two weights, lowest
+                                        bit first
+row_scale   bfloat16  [R]               0 for a row of zeros
+=========== ========= ================= =====================================================
+
+==== =========== ====== === ======
+bits symbol bits window lag states
+==== =========== ====== === ======
+2    4           8      2   4096
+2.5  5           8      2   8192
+3    6           9      1   512
+3.5  7           9      1   512
+4    8           9      1   512
+==== =========== ====== === ======
+
+benchmarks/overlap_design.py says why these, benchmarks/overlap_tables.py made the tables.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from pvq.arguments import check_bits
+from pvq.codes import Layout, RunTimeForm, Stored
+from pvq.codes.overlap_rounder import OverlapRounder, nearest_code
+from pvq.codes.overlap_trellis import DIM, Trellis
+
+STEP = 16  # columns come in multiples of it
+_FILE = Path(__file__).parent / "overlap_tables.npz"
+# Window bits and lag by rate.
+_SHAPES = {2.0: (8, 2), 2.5: (8, 2), 3.0: (9, 1), 3.5: (9, 1), 4.0: (9, 1)}
+WIDTHS = tuple(_SHAPES)
+
+
+@functools.cache
+def trellis(bits: float) -> Trellis:
+    """The numbers and the table, on the CPU, of one of the rates ``WIDTHS``."""
+    with np.load(_FILE) as file:
+        table = torch.from_numpy(file[f"{bits:g}"])
+        unit = float(file[f"{bits:g} unit"])
+    window_bits, lag = _SHAPES[bits]
+    return Trellis(round(DIM * bits), window_bits, lag, table, unit)
+
+
+class _WithTrellis:
+    """What a code has beside its fields, which are its choices."""
+
+    _trellis: Trellis
+
+
+@dataclass(frozen=True)
+class OverlapCode(_WithTrellis):
+    """The overlapping-pyramid code of one rate.
+
+    Attributes:
+        bits: bits a weight: 2, 2.5, 3, 3.5 or 4.
+    """
+
+    bits: float
+
+    name: ClassVar[str] = "overlap"
+    rotation: ClassVar[str] = "hadamard"
+    tensors: ClassVar[tuple[str, ...]] = ("code", "row_scale")
+
+    def __post_init__(self) -> None:
+        check_bits(self.bits)
+        if self.bits not in WIDTHS:
+            raise ValueError(
+                f"bits={self.bits} is out of reach with code='overlap': choose 2, 2.5, 3, 3.5 or "
+                "4, or code='pyramid'"
+            )
+        object.__setattr__(self, "bits", float(self.bits))
+        # At hand without a look-up, because graphs are traced through the products.
+        object.__setattr__(self, "_trellis", trellis(self.bits))
+
+    @classmethod
+    def make(cls, bits: float | None) -> "OverlapCode":
+        """The code of a rate.
+
+        Raises:
+            ValueError: if there is none, or no rate is given.
+            TypeError: if ``bits`` is no number.
+        """
+        if bits is None:
+            raise ValueError("code='overlap' needs bits: choose 2, 2.5, 3, 3.5 or 4")
+        return cls(bits)
+
+    @classmethod
+    def ladder(cls, low: float, high: float, **choices: Any) -> Sequence["OverlapCode"]:
+        """The codes whose rate is from ``low`` to ``high``, in order of it; no other choices."""
+        return [cls.make(bits, **choices) for bits in WIDTHS if low <= bits <= high]
+
+    @property
+    def rate(self) -> float:
+        """Bits a weight without the row scale."""
+        return self.bits
+
+    def family(self) -> dict[str, Any]:
+        """The choices that do not set the rate, as :meth:`ladder` takes them."""
+        return {}
+
+    def replace(self, **changes: Any) -> "OverlapCode":
+        """The same with other choices."""
+        return OverlapCode.make(**{**self.choices(), **changes})
+
+    def choices(self) -> dict[str, Any]:
+        """The fields, ready for JSON."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """Name and choices in a few words."""
+        return f"overlap {self.bits:g} bits"
+
+    def misfit(self, cols: int) -> str | None:
+        """Why rows of ``cols`` weights have no such code, and the way out."""
+        if cols % STEP == 0:
+            return None
+        return (
+            f"{cols} columns are not a multiple of {STEP}, which code='overlap' needs, and pvq "
+            "never pads: pass code='pyramid' or leave this layer dense"
+        )
+
+    def layout(self, rows: int, cols: int) -> Layout:
+        """Shape and dtype of each stored tensor of a [rows, cols] matrix."""
+        return {
+            "code": ((rows, cols // DIM * round(DIM * self.bits) // 8), torch.uint8),
+            "row_scale": ((rows,), torch.bfloat16),
+        }
+
+    def quantize(self, w: torch.Tensor) -> Stored:
+        """The points nearest to ``w`` [rows, cols], with a row scale of small squared error."""
+        numbers = self._trellis.to(w.device)
+        row_scale = numbers.row_scale(w)
+        return {"code": nearest_code(w, row_scale, numbers), "row_scale": row_scale}
+
+    def rounder(self, w: torch.Tensor) -> OverlapRounder:
+        """Rounds ``w`` [rows, cols], rotated already, a ring at a time."""
+        numbers = self._trellis.to(w.device)
+        return OverlapRounder(w.shape, numbers.row_scale(w), numbers)
+
+    def dequantize(
+        self,
+        stored: Stored,
+        cols: int,
+        dtype: torch.dtype = torch.float32,
+        block: int = 0,
+        seed: int = 0,
+    ) -> torch.Tensor:
+        """The matrix [rows, cols] of ``stored``, rotated back unless ``block`` is 0."""
+        w: torch.Tensor = torch.ops.pvq.overlap_dequantize(
+            *self._operands(stored), cols, dtype, block, seed
+        )
+        return w
+
+    def matmul(
+        self, x: torch.Tensor, stored: Stored, block: int = 0, seed: int = 0
+    ) -> torch.Tensor:
+        """The product of ``x`` [..., cols], rotated unless ``block`` is 0, with every row."""
+        y: torch.Tensor = torch.ops.pvq.overlap_matmul(x, *self._operands(stored), block, seed)
+        return y
+
+    def run_time(self, device: torch.device) -> RunTimeForm | None:
+        """None: there is only the stored form."""
+        return None
+
+    def _operands(
+        self, stored: Stored
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
+        code, row_scale = stored["code"], stored["row_scale"]
+        table = self._trellis.table.to(code.device)
+        return code, row_scale, table, self._trellis.step_bits, self._trellis.lag

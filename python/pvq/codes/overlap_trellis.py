@@ -1,0 +1,162 @@
+"""The trellis of an overlapping-pyramid code: its numbers, its table, and searches in it.
+
+csrc/core/overlap.h says what they mean. Values are in units of the row scale here: small integers.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from pvq.codes.bits import pack
+
+DIM = 2  # weights of a group
+BLOCK = 128  # columns whose symbols form a ring
+# Deviations up to which the tables are dense enough for their unit to be the best.
+_DENSE = 4.2
+# From one row scale to try to the next one, for rows with larger weights.
+_RATIO = 1.3
+# A row with more columns is so long that a Gaussian's scale costs it 0.1 % of error at most; with
+# 128 columns it is 1 %.
+_LONG = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Trellis:
+    """A code's numbers and points.
+
+    Attributes:
+        step_bits: of a symbol.
+        window_bits: of a window.
+        lag: groups from a window's own group to the other that it has a point for.
+        table: int8 [2^window_bits, 2, DIM], the points of a window: of its own group, of the other.
+        unit: the row scale for Gaussian weights of variance 1.
+    """
+
+    step_bits: int
+    window_bits: int
+    lag: int
+    table: Tensor
+    unit: float
+
+    def to(self, device: torch.device) -> "Trellis":
+        """The same with its table on ``device``."""
+        return replace(self, table=self.table.to(device))
+
+    @property
+    def state_bits(self) -> int:
+        """Bits of a state: those that a group depends on beside its own symbol."""
+        return self.window_bits + (self.lag - 1) * self.step_bits
+
+    def search(
+        self,
+        x: Tensor,
+        weight: Tensor | None = None,
+        start: Tensor | None = None,
+        end: Tensor | None = None,
+        *,
+        ring: bool = False,
+    ) -> Tensor:
+        """The symbols of least cost sum(weight * (x - y)^2), uint8 [rows, cols / DIM].
+
+        Args:
+            x: [rows, cols] float32.
+            weight: [cols] float32; ones if not given.
+            start: [rows] int32, states to begin from, -1 for any.
+            end: [rows] int32, states to end in, -1 for any.
+            ring: whether the end is the beginning.
+        """
+        symbol: Tensor = torch.ops.pvq.overlap_search(
+            x, self.table.float(), self.step_bits, self.lag, weight, start, end, ring
+        )[0]
+        return symbol
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """The symbols of the rings nearest to ``x`` [rows, cols], uint8 [rows, cols / DIM]."""
+        rows, cols = x.shape
+        whole = cols // BLOCK * BLOCK
+        parts = []
+        if whole:
+            rings = x[:, :whole].reshape(-1, BLOCK)
+            parts.append(self.search(rings, ring=True).view(rows, whole // DIM))
+        if whole < cols or not cols:
+            parts.append(self.search(x[:, whole:].contiguous(), ring=True))
+        return torch.cat(parts, 1)
+
+    def integers(self, symbol: Tensor) -> Tensor:
+        """What symbols [rows, cols / DIM] of rings decode to, float32 [rows, cols]."""
+        ones = torch.ones(len(symbol), dtype=torch.bfloat16, device=symbol.device)
+        y: Tensor = torch.ops.pvq.overlap_dequantize(
+            *(pack(symbol, self.step_bits), ones, self.table, self.step_bits, self.lag),
+            *(DIM * symbol.shape[1], torch.float32),
+        )
+        return y
+
+    def state(self, symbol: Tensor) -> Tensor:
+        """The states int32 [rows] behind rings of ``symbol`` [rows, groups]."""
+        state = torch.zeros(len(symbol), dtype=torch.int32, device=symbol.device)
+        for back in range(-(-self.state_bits // self.step_bits), 0, -1):
+            state = self._next(state, symbol[:, -back])
+        return state
+
+    def walk(self, state: Tensor, symbol: Tensor) -> tuple[Tensor, Tensor]:
+        """What symbols decode to after a state [rows], float32 [rows, cols], and the state then."""
+        groups = []
+        for i in range(symbol.shape[1]):
+            word = (symbol[:, i].int() << self.state_bits) | state
+            own = self.table[word >> (self.lag * self.step_bits), 0]
+            other = self.table[word & (len(self.table) - 1), 1]
+            groups.append(own.float() + other.float())
+            state = self._next(state, symbol[:, i])
+        return torch.cat(groups, 1), state
+
+    def _next(self, state: Tensor, symbol: Tensor) -> Tensor:
+        return ((symbol.int() << self.state_bits) | state) >> self.step_bits
+
+    def row_scale(self, w: Tensor) -> Tensor:
+        """A scale for each row of ``w`` [rows, cols], bfloat16: one that has a small squared error.
+
+        The unit of the table times the root mean square is next to the best for rows without large
+        weights; long ones get it. For shorter ones it is tried, and the scale that suits the points
+        found with it taken; where there are large weights, larger scales are tried too, up to the
+        one that makes the largest weight one of few deviations, and the best is taken.
+        """
+        best = torch.zeros(len(w), dtype=torch.float64, device=w.device)
+        if not w.numel():
+            return best.bfloat16()
+        largest = w.abs().amax(1)
+        exponent = torch.frexp(largest).exponent
+        x = _times_power(w, -exponent[:, None])  # no square overflows or is lost
+        nominal = x.double().square().mean(1).sqrt() * self.unit
+        limit = torch.where(nominal > 0, x.abs().amax(1) / nominal * self.unit / _DENSE, 0.0)
+        gain = torch.zeros_like(best)
+        tried = (nominal > 0) & ((limit > 1) | (w.shape[1] <= _LONG))
+        best = torch.where(tried, best, nominal)
+        active, factor = torch.nonzero(tried)[:, 0], 1.0
+        while len(active):
+            part = x[active]
+            scale = nominal[active] * limit[active].clamp(1.0, factor)
+            y = self.integers(self.nearest(over_scale(part, scale)))
+            product, square = (part * y).double().sum(1), y.double().square().sum(1)
+            reduced = product.square() / square  # by the best scale for these points
+            better = (product > 0) & (reduced > gain[active])
+            gain[active[better]] = reduced[better]
+            best[active[better]] = (product / square)[better]
+            active = active[limit[active] > factor]
+            factor *= _RATIO
+        return _times_power(best.float(), exponent).bfloat16()
+
+
+def over_scale(w: Tensor, scale: Tensor) -> Tensor:
+    """``w`` [rows, cols] in units of ``scale`` [rows], float32; zeros where that is zero.
+
+    Weights far beyond any table become some far one, so that no cost is infinite.
+    """
+    units = w.double() / scale.double()[:, None]
+    return torch.where(scale[:, None] > 0, units, 0.0).clamp(-1e6, 1e6).float()
+
+
+def _times_power(x: Tensor, exponent: Tensor) -> Tensor:
+    """The product x * 2^exponent; half of it at a time, because 2^149 is no float."""
+    half = exponent // 2
+    return torch.ldexp(torch.ldexp(x, half), exponent - half)

@@ -1,0 +1,102 @@
+"""Rules of the operators of the overlapping-pyramid codes.
+
+The products are linear in the activations, so the gradient of one is the other, again from the
+codes. The codes have no gradient.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.library.register_fake("pvq::overlap_search")
+def _overlap_search_fake(
+    x: Tensor,
+    table: Tensor,
+    step_bits: int,
+    lag: int,
+    weight: Tensor | None = None,
+    start: Tensor | None = None,
+    end: Tensor | None = None,
+    ring: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows, cols = x.shape
+    return (
+        x.new_empty((rows, cols // table.shape[2]), dtype=torch.uint8),
+        x.new_empty((rows,), dtype=torch.int32),
+        x.new_empty((rows,)),
+    )
+
+
+@torch.library.register_fake("pvq::overlap_dequantize")
+def _overlap_dequantize_fake(
+    code: Tensor,
+    row_scale: Tensor,
+    table: Tensor,
+    step_bits: int,
+    lag: int,
+    cols: int,
+    dtype: torch.dtype,
+    block: int = 0,
+    seed: int = 0,
+) -> Tensor:
+    return code.new_empty((row_scale.shape[0], cols), dtype=dtype)
+
+
+@torch.library.register_fake("pvq::overlap_matmul")
+def _overlap_matmul_fake(
+    x: Tensor,
+    code: Tensor,
+    row_scale: Tensor,
+    table: Tensor,
+    step_bits: int,
+    lag: int,
+    block: int = 0,
+    seed: int = 0,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], row_scale.shape[0]))
+
+
+@torch.library.register_fake("pvq::overlap_matmul_transposed")
+def _overlap_matmul_transposed_fake(
+    g: Tensor,
+    code: Tensor,
+    row_scale: Tensor,
+    table: Tensor,
+    step_bits: int,
+    lag: int,
+    cols: int,
+    block: int = 0,
+    seed: int = 0,
+) -> Tensor:
+    return g.new_empty((*g.shape[:-1], cols))
+
+
+def _keep_matmul(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, code, row_scale, table, *ctx.numbers = inputs
+    ctx.cols = x.shape[-1]
+    ctx.save_for_backward(code, row_scale, table)
+
+
+def _matmul_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    step_bits, lag, block, seed = ctx.numbers
+    matrix = (*ctx.saved_tensors, step_bits, lag, ctx.cols, block, seed)
+    return torch.ops.pvq.overlap_matmul_transposed(grad, *matrix), *[None] * 7
+
+
+def _keep_transposed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, code, row_scale, table, *ctx.numbers = inputs
+    ctx.save_for_backward(code, row_scale, table)
+
+
+def _transposed_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    step_bits, lag, _, block, seed = ctx.numbers
+    matrix = (*ctx.saved_tensors, step_bits, lag, block, seed)
+    return torch.ops.pvq.overlap_matmul(grad, *matrix), *[None] * 8
+
+
+torch.library.register_autograd("pvq::overlap_matmul", _matmul_backward, setup_context=_keep_matmul)
+torch.library.register_autograd(
+    "pvq::overlap_matmul_transposed", _transposed_backward, setup_context=_keep_transposed
+)

@@ -1,0 +1,459 @@
+"""Overlapping-pyramid codes: tables, the stored form, products, and the Python code."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import products
+import pytest
+import torch
+
+import pvq
+from pvq import PVQConfig, PVQLinear, quantize_tensor
+from pvq.codes.overlap import WIDTHS, OverlapCode, trellis
+from pvq.rotation import hadamard_matrix
+
+ops = torch.ops.pvq
+# Mean square errors on a Gaussian source, as multiples of 4^-R with R read off the bytes.
+ERROR_RATIOS = {2: 1.185, 2.5: 1.185, 3: 1.235, 3.5: 1.24, 4: 1.255}
+widths = pytest.mark.parametrize("bits", WIDTHS)
+
+
+def gaussian(rows: int, cols: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, cols, generator=torch.Generator().manual_seed(seed))
+
+
+def integers(code: np.ndarray, bits: float, cols: int) -> np.ndarray:
+    """The weights in units of the row scale by the definition of the stored form, bit by bit."""
+    numbers = trellis(bits)
+    table = numbers.table.numpy().astype(np.int64)
+    step, window = numbers.step_bits, numbers.window_bits
+    y = np.empty((len(code), cols), dtype=np.int64)
+    for row, stream in enumerate(np.unpackbits(code, axis=1, bitorder="little")):
+        for begin in range(0, cols, 128):
+            groups = (min(begin + 128, cols) - begin) // 2
+            ring = stream[begin // 2 * step :][: groups * step].astype(np.int64)
+            at = []
+            for i in range(groups):
+                places = (step * (i + 1) - window + np.arange(window)) % len(ring)
+                at.append(int((ring[places] << np.arange(window)).sum()))
+            for i in range(groups):
+                point = table[at[i], 0] + table[at[(i - numbers.lag) % groups], 1]
+                y[row, begin + 2 * i : begin + 2 * i + 2] = point
+    return y
+
+
+def decoded(code: torch.Tensor, row_scale: torch.Tensor, bits: float, cols: int) -> np.ndarray:
+    return row_scale.double().numpy()[:, None] * integers(code.numpy(), bits, cols)
+
+
+def matrix(rows: int, cols: int, bits: float, seed: int = 0) -> tuple:
+    """Any bytes are a code; scales of both signs and zero among them. With table and numbers."""
+    rng = np.random.default_rng(seed)
+    code = rng.integers(0, 256, (rows, int(cols * bits) // 8)).astype(np.uint8)
+    scale = torch.from_numpy(rng.normal(size=rows)).bfloat16() / 64
+    scale[:: max(1, rows // 3)] = 0
+    numbers = trellis(bits)
+    return torch.from_numpy(code), scale, numbers.table, numbers.step_bits, numbers.lag
+
+
+# --- the tables -----------------------------------------------------------------------------------
+
+
+@widths
+def test_sums_of_points_are_int8(bits):
+    numbers = trellis(bits)
+    assert numbers.table.dtype == torch.int8
+    assert numbers.table.shape == (1 << numbers.window_bits, 2, 2)
+    assert numbers.step_bits == 2 * bits
+    largest = numbers.table.int().abs().amax((0, 2))
+    assert int(largest.sum()) <= 127
+
+
+@widths
+def test_points_are_trained(bits):
+    """Moving a point to the mean of what it stands for, given the others, would gain little."""
+    numbers = trellis(bits)
+    x = gaussian(256, 128, seed=1) / numbers.unit
+    symbol = numbers.nearest(x)
+    y = numbers.integers(symbol)
+    error = (x - y).view(256, 64, 2).double()
+    total = float(error.square().sum())
+    # windows of all groups, newest bits on top, around the rings
+    window = torch.zeros(256, 64, dtype=torch.int64)
+    for back in range(-(-numbers.window_bits // numbers.step_bits)):
+        shift = numbers.window_bits - (back + 1) * numbers.step_bits
+        older = torch.roll(symbol.long(), back, 1)
+        window |= older << shift if shift >= 0 else older >> -shift
+    for used in (window, torch.roll(window, numbers.lag, 1)):
+        flat, rows = used.flatten(), len(numbers.table)
+        count = torch.bincount(flat, minlength=rows)
+        assert (count > 0).all(), "every point is used"
+        mean = torch.zeros(rows, 2, dtype=torch.float64).index_add_(0, flat, error.flatten(0, 1))
+        gain = float((mean.square() / count[:, None]).sum())
+        # With so few samples the means of errors that are pure noise gain rows / groups.
+        assert gain / total < rows / flat.numel() + 0.01
+
+
+# --- quantize -------------------------------------------------------------------------------------
+
+
+@widths
+def test_error_on_a_gaussian_source(bits):
+    tensor = quantize_tensor(gaussian(8, 4096), PVQConfig(bits, code="overlap", rotation="none"))
+    error = float(tensor.relative_error(gaussian(8, 4096)))
+    assert error * 4**tensor.bits_per_weight < ERROR_RATIOS[bits]
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("law", ["gaussian", "laplace", "uniform", "sparse", "outlier", "signs"])
+def test_no_scale_on_a_grid_is_much_better(bits, law):
+    rng = np.random.default_rng(7)
+    w = {
+        "gaussian": lambda: rng.standard_normal((2, 512)),
+        "laplace": lambda: rng.laplace(size=(2, 512)),
+        "uniform": lambda: rng.uniform(-1, 1, (2, 512)),
+        "sparse": lambda: rng.standard_normal((2, 512)) * (rng.random((2, 512)) < 0.05),
+        "outlier": lambda: rng.standard_normal((2, 512)) + 40 * np.eye(2, 512),
+        "signs": lambda: rng.choice([-1.0, 1.0], (2, 512)),
+    }[law]()
+    x = torch.from_numpy(w).float()
+    numbers, code = trellis(bits), OverlapCode(bits)
+    back = code.dequantize(code.quantize(x), 512)
+    error = (x - back).double().square().sum(1)
+    best = torch.full((2,), torch.inf, dtype=torch.float64)
+    for factor in np.geomspace(0.7, 12, 24):
+        y = numbers.integers(numbers.nearest(x / (factor * x.std(1, keepdim=True) * numbers.unit)))
+        y = y.double()
+        left = x.double().square().sum(1) - (x * y).sum(1).square() / y.square().sum(1)
+        best = torch.minimum(best, left)
+    assert (error <= 1.1 * best).all(), error / best
+
+
+@widths
+def test_zeros_get_scale_zero_and_decode_to_zero(bits):
+    w = gaussian(4, 64)
+    w[1] = 0
+    w[3] *= 1e-44  # the scale is below bfloat16's smallest number
+    code = OverlapCode(bits)
+    stored = code.quantize(w)
+    assert (stored["row_scale"][[1, 3]] == 0).all()
+    assert not stored["code"][[1, 3]].any()
+    back = code.dequantize(stored, 64)
+    assert (back[[1, 3]] == 0).all()
+    assert (back[[0, 2]].norm(dim=1) > 1).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize("factor", [2.0**-110, 2.0**-20, 2.0**14, 2.0**120])
+def test_powers_of_two_change_nothing_but_the_scale(bits, factor):
+    w, code = gaussian(3, 128), OverlapCode(bits)
+    one, other = code.quantize(w), code.quantize(w * factor)
+    assert torch.equal(one["code"], other["code"])
+    assert torch.equal(one["row_scale"].double() * factor, other["row_scale"].double())
+
+
+@pytest.mark.parametrize("largest", [1e-35, 65504.0, 3e37])
+def test_extreme_magnitudes(largest):
+    w = gaussian(3, 256)
+    w = (w * (largest / w.abs().max())).float()
+    code = OverlapCode(3)
+    back = code.dequantize(code.quantize(w), 256).double()
+    assert torch.isfinite(back).all()
+    assert ((back - w.double()) ** 2).sum() / (w.double() ** 2).sum() < 0.023
+
+
+def test_blocks_are_rings_of_their_own():
+    """What one block holds does not change the code of another."""
+    code, w = OverlapCode(3), gaussian(4, 272)
+    changed = w.clone()
+    changed[:, :128] = gaussian(4, 128, seed=9)
+    codes = []
+    for target in (w, changed):
+        rounder = code.rounder(w)
+        rounder.round(target, 0)
+        codes.append(rounder.stored()["code"])
+    assert torch.equal(codes[0][:, 48:], codes[1][:, 48:])
+    assert not torch.equal(codes[0][:, :48], codes[1][:, :48])
+
+
+# --- dequantize -----------------------------------------------------------------------------------
+
+
+@widths
+@pytest.mark.parametrize(("rows", "cols"), [(1, 16), (5, 144), (7, 256), (2, 32)])
+def test_dequantize_is_exact(bits, rows, cols):
+    stored = matrix(rows, cols, bits)
+    expected = torch.from_numpy(decoded(*stored[:2], bits, cols))
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        back = ops.overlap_dequantize(*stored, cols, dtype)
+        assert torch.equal(back, expected.float().to(dtype))
+
+
+@widths
+@pytest.mark.parametrize("block", [8, 64, 48])
+def test_dequantize_undoes_the_rotation(bits, block):
+    stored = matrix(6, 192, bits)
+    flat = decoded(*stored[:2], bits, 192)
+    signs = ops.hadamard(torch.ones(192, dtype=torch.float64), 1, 7).numpy()
+    h = hadamard_matrix(block).astype(np.float64) / np.sqrt(block)
+    expected = (flat.reshape(6, -1, block) @ h).reshape(6, 192) * signs
+    plain = ops.overlap_dequantize(*stored, 192, torch.float32, block, 7).numpy()
+    assert np.allclose(plain, expected, rtol=0, atol=2e-6 * np.abs(flat).max() * np.sqrt(block))
+
+
+# --- products -------------------------------------------------------------------------------------
+
+
+@widths
+@pytest.mark.parametrize("tokens", [1, 2, 5, 6, 7, 16, 33])
+@pytest.mark.parametrize(("rows", "cols"), [(1, 16), (17, 64), (70, 272), (33, 1168)])
+@pytest.mark.parametrize("dtype", products.DTYPES)
+def test_products_are_as_good_as_torch(bits, tokens, rows, cols, dtype):
+    stored = matrix(rows, cols, bits, seed=cols)
+    w = ops.overlap_dequantize(*stored, cols, torch.float64).numpy()
+    x = products.activations(tokens, cols, dtype)
+    products.assert_as_good_as_torch(ops.overlap_matmul(x, *stored), x, w)
+    g = products.activations(tokens, rows, dtype)
+    products.assert_as_good_as_torch(ops.overlap_matmul_transposed(g, *stored, cols), g, w.T)
+
+
+@widths
+@pytest.mark.parametrize("tokens", [1, 20])
+def test_products_rotate(bits, tokens):
+    stored = matrix(40, 192, bits)
+    w = ops.overlap_dequantize(*stored, 192, torch.float64, 64, 5)
+    x, g = gaussian(tokens, 192), gaussian(tokens, 40)
+    y = ops.overlap_matmul(x, *stored, 64, 5)
+    assert torch.allclose(y.double(), x.double() @ w.T, rtol=0, atol=1e-4)
+    z = ops.overlap_matmul_transposed(g, *stored, 192, 64, 5)
+    assert torch.allclose(z.double(), g.double() @ w, rtol=0, atol=1e-4)
+
+
+def test_products_on_every_instruction_set():
+    script = """
+import torch, pvq
+from pvq.codes.overlap import WIDTHS, trellis
+ops = torch.ops.pvq
+g = torch.Generator().manual_seed(0)
+for bits in WIDTHS:
+    numbers = trellis(bits)
+    for rows, cols in ((37, 400), (16, 16)):
+        code = torch.randint(0, 256, (rows, int(cols * bits) // 8), generator=g, dtype=torch.uint8)
+        scale = torch.rand(rows, generator=g).bfloat16()
+        stored = (code, scale, numbers.table, numbers.step_bits, numbers.lag)
+        w = ops.overlap_dequantize(*stored, cols, torch.float64)
+        for tokens in (1, 2, 7, 20):
+            for dtype in (torch.float32, torch.bfloat16):
+                x = torch.randn(tokens, cols, generator=g).to(dtype)
+                y = ops.overlap_matmul(x, *stored)
+                z = torch.randn(tokens, rows, generator=g).to(dtype)
+                v = ops.overlap_matmul_transposed(z, *stored, cols)
+                for out, a, m in ((y, x, w.T), (v, z, w)):
+                    exact = a.double() @ m
+                    bound = 2e-6 if dtype == torch.float32 else 2e-2
+                    assert (out - exact).abs().max() <= bound * (a.double().abs() @ m.abs()).max()
+    print(int(w.sum() * 4096))
+"""
+    results = set()
+    for isa in pvq.build_info()["cpu_instruction_sets"]:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PVQ_CPU": isa},
+            cwd=Path(__file__).parent,
+        )
+        assert done.returncode == 0, done.stderr
+        results.add(done.stdout)
+    assert len(results) == 1
+
+
+@pytest.mark.parametrize("bits", [2.5, 4])
+def test_products_do_not_depend_on_threads_strides_or_shape(bits):
+    code, scale, *rest = matrix(200, 272, bits)
+    x = gaussian(6, 272)
+    threads = torch.get_num_threads()
+    try:
+        for tokens in (1, 6):
+            results = []
+            for n in (1, 2):
+                torch.set_num_threads(n)
+                results.append(ops.overlap_matmul(x[:tokens], code, scale, *rest))
+            assert torch.equal(*results)
+    finally:
+        torch.set_num_threads(threads)
+    y = ops.overlap_matmul(x, code, scale, *rest)
+    whole = ops.overlap_matmul(x.view(2, 3, 272), code, scale, *rest)
+    assert torch.equal(whole, y.view(2, 3, 200))
+    assert torch.equal(ops.overlap_matmul(x.T.contiguous().T, code, scale, *rest), y)
+    assert ops.overlap_matmul(x[0], code, scale, *rest).shape == (200,)
+    assert torch.equal(ops.overlap_matmul(x, code.T.contiguous().T, scale, *rest), y)
+
+
+@widths
+@pytest.mark.parametrize(("rows", "cols"), [(0, 64), (3, 0), (0, 0)])
+def test_empty_matrices(bits, rows, cols):
+    code = OverlapCode(bits)
+    stored = code.quantize(torch.zeros(rows, cols))
+    assert stored["code"].shape == (rows, int(cols * bits) // 8)
+    assert code.dequantize(stored, cols).shape == (rows, cols)
+    for tokens in (0, 1, 20):
+        y = code.matmul(torch.ones(tokens, cols), stored)
+        assert torch.equal(y, torch.zeros(tokens, rows))
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def test_bad_arguments_are_named():
+    code, scale, table, step, lag = matrix(3, 64, 3)
+    x, g = torch.ones(2, 64), torch.ones(2, 3)
+    to32 = torch.float32
+
+    def back(code=code, scale=scale, table=table, cols=64, dtype=to32, block=0):
+        return ops.overlap_dequantize(code, scale, table, step, lag, cols, dtype, block)
+
+    cases = [
+        (lambda: back(code=code.short()), "code has dtype int16"),
+        (lambda: back(code=code[:2]), r"code has shape \[2, 24\], expected \[3, 24\]"),
+        (lambda: back(scale=scale.float()), "row_scale has dtype"),
+        (lambda: back(scale=scale[None]), "row_scale has shape"),
+        (lambda: back(table=table.float()), "table has dtype float32, expected int8"),
+        (lambda: back(table=table[:500]), r"table has shape \[500, 2, 2\]"),
+        (lambda: back(table=table[:, :, :1]), "expected groups of 2"),
+        (lambda: back(cols=60), "cols is 60, expected a multiple of 16"),
+        (lambda: back(cols=48), r"expected \[3, 18\]"),
+        (lambda: back(dtype=torch.int32), "dtype is int32"),
+        (lambda: back(block=11), "block is 11"),
+        (lambda: ops.overlap_matmul(x.long(), code, scale, table, step, lag), "x has dtype int64"),
+        (lambda: ops.overlap_matmul(x[:, :48], code, scale, table, step, lag), "code has shape"),
+        (lambda: ops.overlap_matmul(x[0, 0], code, scale, table, step, lag), "no dimensions"),
+        (lambda: ops.overlap_matmul(x, code, scale, table, 9, lag), "step_bits is 9"),
+        (lambda: ops.overlap_matmul(x, code, scale, table, step, lag, 128), "block is 128"),
+        (
+            lambda: ops.overlap_matmul_transposed(x, code, scale, table, step, lag, 64),
+            r"expected \[..., 3\]",
+        ),
+        (
+            lambda: ops.overlap_matmul_transposed(g, code, scale, table, step, lag, 63),
+            "cols is 63",
+        ),
+    ]
+    for call, message in cases:
+        with pytest.raises(RuntimeError, match=message):
+            call()
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        quantize_tensor(torch.full((2, 64), torch.nan), PVQConfig(2, code="overlap"))
+
+
+# --- compiler and gradients -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [2, 2.5, 4])
+@pytest.mark.parametrize("rows", [0, 5])
+def test_operators_pass_opcheck(bits, rows):
+    stored = matrix(rows, 64, bits)
+    x = gaussian(3, 64).requires_grad_()
+    g = gaussian(3, rows).requires_grad_()
+    check = torch.library.opcheck
+    check(ops.overlap_dequantize.default, (*stored, 64, torch.bfloat16, 32, 3))
+    check(ops.overlap_matmul.default, (x, *stored, 32, 3))
+    check(ops.overlap_matmul_transposed.default, (g, *stored, 64, 32, 3))
+
+
+@widths
+def test_gradients_are_those_of_the_dense_product(bits):
+    stored = matrix(12, 64, bits)
+    w = ops.overlap_dequantize(*stored, 64, torch.float64, 32, 1)
+    x = gaussian(4, 64).requires_grad_()
+    y = ops.overlap_matmul(x, *stored, 32, 1)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    dense = 2 * (x.detach().double() @ w.T) @ w
+    assert torch.allclose(gradient.double(), dense, rtol=0, atol=1e-4 * dense.abs().max())
+    (second,) = torch.autograd.grad(gradient.sum(), x)
+    expected = 2 * (torch.ones(4, 64, dtype=torch.float64) @ w.T) @ w
+    assert torch.allclose(second.double(), expected, rtol=0, atol=1e-4 * expected.abs().max())
+
+
+# --- the code in configurations, tensors and layers -----------------------------------------------
+
+
+def test_config_knows_what_the_code_can_do():
+    config = PVQConfig(2.5, code="overlap", seed=3)
+    assert config.bits == 2.5
+    assert config.rotation == "hadamard"
+    assert config.code.describe() == "overlap 2.5 bits"
+    assert PVQConfig(2, code="overlap") == PVQConfig(code="overlap", bits=2.0)
+    assert PVQConfig.from_dict(config.to_dict()) == config
+    assert config.replace(bits=4).code.bits == 4
+    assert config.replace(code="pyramid") == PVQConfig(2.5, seed=3)
+    assert PVQConfig(4, code="table", seed=3).replace(code="overlap").code == OverlapCode(4)
+    assert [code.bits for code in OverlapCode.ladder(2.2, 3.5)] == [2.5, 3, 3.5]
+    cases = [
+        (lambda: PVQConfig(2.25, code="overlap"), r"bits=2\.25 is out of reach .* 3\.5 or 4"),
+        (lambda: PVQConfig(5, code="overlap"), "bits=5 is out of reach with code='overlap'"),
+        (lambda: PVQConfig(code="overlap"), "needs bits: choose 2, 2.5, 3, 3.5 or 4"),
+        (lambda: PVQConfig(2, code="overlap", pulses=3), "unknown choice 'pulses'"),
+        (lambda: config.for_cols(72), "72 columns are not a multiple of 16.*code='pyramid'"),
+    ]
+    for call, message in cases:
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(TypeError, match="bits is 'two'"):
+        PVQConfig("two", code="overlap")
+
+
+@widths
+def test_tensor_and_layer(bits):
+    dense = torch.nn.Linear(96, 40)
+    config = PVQConfig(bits, code="overlap")
+    q = quantize_tensor(dense.weight, config)
+    assert set(q.stored) == {"code", "row_scale"}
+    assert q.bits_per_weight == bits + 16 / 96
+    assert q.relative_error(dense.weight) < 1.5 * 4**-bits
+    assert torch.equal(q.rows(torch.tensor([7, 7])).dequantize(), q.dequantize()[[7, 7]])
+    layer = PVQLinear.from_linear(dense, config)
+    assert torch.equal(layer.dequantize(), q.dequantize())
+    x = gaussian(3, 96).requires_grad_()
+    expected = x.double() @ q.dequantize(torch.float64).T + dense.bias.double()
+    assert torch.allclose(layer(x).double(), expected, rtol=0, atol=1e-5)
+    layer(x).sum().backward()
+    assert torch.allclose(x.grad, q.dequantize().sum(0).expand(3, 96), atol=1e-4)
+    assert layer.prepare("auto").layout == "stored"
+    assert f"code=overlap {bits:g} bits, layout=stored" in repr(layer)
+    twin = PVQLinear(96, 40, True, config)
+    twin.load_state_dict(layer.state_dict())
+    assert torch.equal(twin(x), layer(x))
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(x), layer(x))
+
+
+def test_embedding_and_tied_head():
+    config = PVQConfig(3, code="overlap")
+    table = pvq.PVQEmbedding.from_embedding(torch.nn.Embedding(50, 64), config)
+    ids = torch.tensor([[3, 49], [0, 3]])
+    assert torch.equal(table(ids), table.dequantize()[ids])
+    head = pvq.embedding.PVQTiedHead(table)
+    x = gaussian(4, 64)
+    assert torch.allclose(head(x), x @ table.dequantize().T, atol=1e-4)
+
+
+def test_the_metric_of_a_block_is_served():
+    """Feedback inside a ring costs less, in the metric, than the nearest points do."""
+    code, w = OverlapCode(2), gaussian(24, 128)
+    mix = torch.linalg.qr(gaussian(128, 128, seed=2).double()).Q
+    metric = ((mix * torch.logspace(0, -2, 128, dtype=torch.float64)) @ mix.T).float()
+    costs = []
+    for given in (None, metric):
+        error = (w - code.rounder(w).round(w, 0, given)).double()
+        costs.append(float(((error @ metric.double()) * error).sum()))
+    assert costs[1] < 0.8 * costs[0]
+    rounder = code.rounder(w)
+    plain, seen_in_parts = (
+        float((w - rounder.round(w, 0, given)).square().sum()) for given in (None, torch.eye(128))
+    )
+    assert seen_in_parts < 1.03 * plain, "looking no further ahead than a few columns costs little"

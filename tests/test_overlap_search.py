@@ -1,0 +1,241 @@
+"""The search for the symbols of an overlapping-pyramid code, against brute force and float64."""
+
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ops = torch.ops.pvq
+# step bits, window bits, lag, weights of a group
+SMALL = [(2, 3, 1, 2), (2, 2, 2, 1), (3, 3, 1, 2), (2, 4, 1, 3), (2, 3, 2, 1), (3, 4, 1, 2)]
+FAMILY = [(4, 8, 2, 2), (5, 8, 2, 2), (6, 9, 1, 2), (7, 9, 1, 2), (8, 9, 1, 2)]
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def state_bits(step: int, window: int, lag: int) -> int:
+    return window + (lag - 1) * step
+
+
+def word_points(table: np.ndarray, step: int, lag: int) -> np.ndarray:
+    """What each word of a group decodes to, [words, dim]: the definition of core/overlap.h."""
+    window = len(table).bit_length() - 1
+    word = np.arange(1 << (window + lag * step))
+    return table[word >> (lag * step), 0] + table[word & (len(table) - 1), 1]
+
+
+def viterbi(x, table, step, lag, weight, start=None, end=None) -> float:
+    """The least cost of a sequence [cols] in float64, from and to a state or any."""
+    table = table.double().numpy()
+    bits = state_bits(step, len(table).bit_length() - 1, lag)
+    points = word_points(table, step, lag)
+    cost = np.zeros(1 << bits) if start is None else np.full(1 << bits, np.inf)
+    if start is not None:
+        cost[start] = 0
+    word = np.arange(len(points))
+    for target, factor in zip(
+        x.double().numpy().reshape(-1, table.shape[2]),
+        weight.double().numpy().reshape(-1, table.shape[2]),
+        strict=True,
+    ):
+        total = cost[word & ((1 << bits) - 1)] + ((target - points) ** 2 * factor).sum(1)
+        cost = total.reshape(-1, 1 << step).min(1)  # the symbol that leaves is the lowest bits
+    return cost.min() if end is None else cost[end]
+
+
+def path_cost(x, table, step, lag, weight, symbols, state) -> tuple[float, int]:
+    """What symbols from a state on cost, and the state behind them."""
+    table = table.double().numpy()
+    points = word_points(table, step, lag)
+    bits = state_bits(step, len(table).bit_length() - 1, lag)
+    cost, dim = 0.0, table.shape[2]
+    for i, symbol in enumerate(symbols):
+        word = int(symbol) << bits | int(state)
+        part = slice(i * dim, (i + 1) * dim)
+        cost += float(
+            ((x[part].double().numpy() - points[word]) ** 2 * weight[part].double().numpy()).sum()
+        )
+        state = word >> step
+    return cost, state
+
+
+@pytest.mark.parametrize(("step", "window", "lag", "dim"), SMALL)
+def test_no_sequence_is_better(step, window, lag, dim):
+    groups, rows = 4 if step == 2 else 3, 2
+    table = normal(1 << window, 2, dim)
+    x, weight = normal(rows, groups * dim, seed=1), torch.rand(groups * dim) + 0.1
+    symbol, start, cost = ops.overlap_search(x, table, step, lag, weight)
+    assert symbol.dtype == torch.uint8
+    assert symbol.shape == (rows, groups)
+    for r in range(rows):
+        best = min(
+            path_cost(x[r], table, step, lag, weight, every, state)[0]
+            for state in range(1 << state_bits(step, window, lag))
+            for every in itertools.product(range(1 << step), repeat=groups)
+        )
+        assert viterbi(x[r], table, step, lag, weight) == pytest.approx(best)
+        found = path_cost(x[r], table, step, lag, weight, symbol[r], start[r])[0]
+        assert found == pytest.approx(best, rel=1e-4, abs=1e-6)
+        assert float(cost[r]) == pytest.approx(best, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(("step", "window", "lag", "dim"), SMALL[:3] + FAMILY)
+@pytest.mark.parametrize("rows", [1, 16, 17])
+def test_the_library_s_shapes_agree_with_float64(step, window, lag, dim, rows):
+    if rows > 1 and window + lag * step > 16:
+        rows = 2
+    groups = 9
+    table = torch.round(20 * normal(1 << window, 2, dim))
+    x, weight = 28 * normal(rows, groups * dim, seed=1), torch.rand(groups * dim) + 0.5
+    states = 1 << state_bits(step, window, lag)
+    rng = np.random.default_rng(0)
+    start = torch.from_numpy(rng.integers(0, states, rows).astype(np.int32))
+    end = torch.from_numpy(rng.integers(0, states, rows).astype(np.int32))
+    for begins, ends in ((None, None), (start, None), (None, end), (start, end)):
+        symbol, began, cost = ops.overlap_search(x, table, step, lag, weight, begins, ends)
+        for r in {0, rows // 2, rows - 1}:
+            first = None if begins is None else int(begins[r])
+            last = None if ends is None else int(ends[r])
+            best = viterbi(x[r], table, step, lag, weight, first, last)
+            found, behind = path_cost(x[r], table, step, lag, weight, symbol[r], began[r])
+            assert found == pytest.approx(best, rel=1e-4, abs=1e-2)
+            assert float(cost[r]) == pytest.approx(best, rel=1e-4, abs=1e-2)
+            assert first in (None, int(began[r]))
+            assert last in (None, behind)
+
+
+def test_states_may_be_free_in_some_rows():
+    table, x = normal(8, 2, 2), normal(2, 10, seed=1)
+    ones = torch.ones(10)
+    start = torch.tensor([3, -1], dtype=torch.int32)
+    _, began, cost = ops.overlap_search(x, table, 2, 1, None, start)
+    assert int(began[0]) == 3
+    assert float(cost[0]) == pytest.approx(viterbi(x[0], table, 2, 1, ones, 3), rel=1e-5)
+    assert float(cost[1]) == pytest.approx(viterbi(x[1], table, 2, 1, ones), rel=1e-5)
+
+
+@pytest.mark.parametrize(("step", "window", "lag", "dim"), SMALL)
+@pytest.mark.parametrize("groups", [8, 30, 64])
+def test_rings_close_and_are_nearly_the_best(step, window, lag, dim, groups):
+    rows = 24
+    table, x = normal(1 << window, 2, dim), normal(rows, groups * dim, seed=1)
+    ones = torch.ones(groups * dim)
+    symbol, start, cost = ops.overlap_search(x, table, step, lag, ring=True)
+    total = best_total = 0.0
+    for r in range(rows):
+        found, end = path_cost(x[r], table, step, lag, ones, symbol[r], start[r])
+        assert end == int(start[r]), "the end is the beginning"
+        assert float(cost[r]) == pytest.approx(found, rel=1e-4, abs=1e-5)
+        best = min(
+            viterbi(x[r], table, step, lag, ones, state, state)
+            for state in range(1 << state_bits(step, window, lag))
+        )
+        assert found >= best * (1 - 1e-5)
+        total, best_total = total + found, best_total + best
+    assert total <= best_total * {8: 1.15, 30: 1.005, 64: 1.001}[groups]
+
+
+def test_every_instruction_set_gives_the_same_symbols():
+    script = f"""
+import hashlib, torch, pvq
+ops = torch.ops.pvq
+g = torch.Generator().manual_seed(0)
+for step, window, lag, dim in {SMALL + FAMILY}:
+    table = torch.randn(1 << window, 2, dim, generator=g) * 20
+    x = torch.randn(18, 12 * dim, generator=g) * 30
+    weight = torch.rand(12 * dim, generator=g)
+    digest = hashlib.sha256()
+    for found in (ops.overlap_search(x, table, step, lag, weight),
+                  ops.overlap_search(x, table, step, lag, ring=True)):
+        for tensor in found:
+            digest.update(tensor.numpy().tobytes())
+    print(digest.hexdigest())
+"""
+    results = set()
+    for isa in __import__("pvq").build_info()["cpu_instruction_sets"]:
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PVQ_CPU": isa},
+            cwd=Path(__file__).parent,
+        )
+        assert done.returncode == 0, done.stderr
+        results.add(done.stdout)
+    assert len(results) == 1
+
+
+def test_strides_threads_and_neighbours_do_not_change_the_symbols():
+    table, x = normal(256, 2, 2) * 20, normal(40, 32) * 30
+    strided = x.T.contiguous().T
+    whole = ops.overlap_search(x, table, 4, 2, ring=True)
+    threads = torch.get_num_threads()
+    try:
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            for form in (x, strided):
+                for a, b in zip(
+                    ops.overlap_search(form, table, 4, 2, ring=True), whole, strict=True
+                ):
+                    assert torch.equal(a, b)
+    finally:
+        torch.set_num_threads(threads)
+    part = ops.overlap_search(x[17:20].contiguous(), table, 4, 2, ring=True)
+    for a, b in zip(part, whole, strict=True):
+        assert torch.equal(a, b[17:20])
+
+
+@pytest.mark.parametrize(("rows", "cols"), [(0, 8), (3, 0), (0, 0)])
+@pytest.mark.parametrize("ring", [False, True])
+def test_empty_sequences(rows, cols, ring):
+    symbol, start, cost = ops.overlap_search(
+        torch.zeros(rows, cols), normal(8, 2, 2), 2, 1, ring=ring
+    )
+    assert symbol.shape == (rows, cols // 2)
+    assert start.shape == cost.shape == (rows,)
+    assert not cost.any()
+
+
+def test_bad_arguments_are_named():
+    x, table = normal(3, 8), normal(8, 2, 2)
+    states = torch.zeros(3, dtype=torch.int32)
+    cases = [
+        (lambda: ops.overlap_search(x.double(), table, 2, 1), "x has dtype float64"),
+        (lambda: ops.overlap_search(x[0], table, 2, 1), "x has shape .*expected 2 dimensions"),
+        (lambda: ops.overlap_search(x[:, :7], table, 2, 1), "x has 7 columns, .*multiple of dim"),
+        (lambda: ops.overlap_search(x, table.char(), 2, 1), "table has dtype int8"),
+        (lambda: ops.overlap_search(x, table[:7], 2, 1), r"table has shape \[7, 2, 2\], expected"),
+        (lambda: ops.overlap_search(x, table[:, :1], 2, 1), r"table has shape \[8, 1, 2\]"),
+        (lambda: ops.overlap_search(x, table[:, 0], 2, 1), "table has shape .*3 dimensions"),
+        (lambda: ops.overlap_search(x, table, 4, 1), r"\[2\^n, 2, dim\] with n from step_bits = 4"),
+        (lambda: ops.overlap_search(x, table, 1, 1), "step_bits is 1, expected 2 to 8"),
+        (lambda: ops.overlap_search(x, table, 9, 1), "step_bits is 9, expected 2 to 8"),
+        (lambda: ops.overlap_search(x, table, 2, 0), "lag is 0, expected 1 to 8"),
+        (lambda: ops.overlap_search(x, table, 3, 8), "a state has 24 bits .*expected 16 at most"),
+        (lambda: ops.overlap_search(x, table, 2, 1, x[0, :6]), r"weight has shape \[6\]"),
+        (lambda: ops.overlap_search(x, table, 2, 1, None, states.long()), "start has dtype int64"),
+        (lambda: ops.overlap_search(x, table, 2, 1, None, states[:2]), r"start has shape \[2\]"),
+        (lambda: ops.overlap_search(x, table, 2, 1, None, None, states + 8), "end has 8 at 0"),
+        (lambda: ops.overlap_search(x, table, 2, 1, None, states - 2), "start has -2 at 0"),
+        (lambda: ops.overlap_search(x, table, 2, 1, None, states, None, True), "ring with start"),
+        (lambda: ops.overlap_search(x[:, :2], table, 2, 1, ring=True), "a ring of 1 groups has 2"),
+    ]
+    for call, message in cases:
+        with pytest.raises(RuntimeError, match=message):
+            call()
+
+
+@pytest.mark.parametrize("rows", [0, 5])
+def test_search_passes_opcheck(rows):
+    x, table = normal(rows, 8), normal(8, 2, 2)
+    states = torch.zeros(rows, dtype=torch.int32)
+    torch.library.opcheck(ops.overlap_search.default, (x, table, 2, 1, x.new_ones(8), states))
+    torch.library.opcheck(ops.overlap_search.default, (x, table, 2, 1), {"ring": True})
