@@ -44,9 +44,9 @@ def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
 class TwoLayers:
     """x -> relu(x A^T) B^T on Gaussian samples, whose matrices are quantized to the nearest."""
 
-    def __init__(self, config: PVQConfig, samples: int = 6) -> None:
-        self.x = gaussian(samples, 40, 64, seed=1) * torch.logspace(-1, 1, 64)
-        dense = [gaussian(96, 64, seed=2), gaussian(24, 96, seed=3)]
+    def __init__(self, config: PVQConfig, samples: int = 6, device: str = "cpu") -> None:
+        self.x = (gaussian(samples, 40, 64, seed=1) * torch.logspace(-1, 1, 64)).to(device)
+        dense = [gaussian(96, 64, seed=2).to(device), gaussian(24, 96, seed=3).to(device)]
         self.weights = [nn.Parameter(w.clone(), requires_grad=False) for w in dense]
         self.targets = [self.output(i) for i in range(samples)]
         self.tensors = [quantize_tensor(w, config) for w in dense]
@@ -121,6 +121,16 @@ def test_every_code_gets_nearer_and_stores_what_was_tuned(code):
     for stored, given in zip(result.stored, layers.tensors, strict=True):
         layout = given.config.code.layout(*given.shape)
         assert {n: (tuple(t.shape), t.dtype) for n, t in stored.items()} == layout
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("code", CODES, ids=lambda code: code.describe())
+def test_the_gpu_gets_nearer_too(code):
+    layers = TwoLayers(config_of(code), device="cuda")
+    result = TesseraQ(steps=60, rate=0.02).reconstruct(layers.block)
+    assert result.after == pytest.approx(layers.error(result.stored), rel=1e-3)
+    assert result.after < 0.8 * result.before
+    assert all(tensor.is_cuda for stored in result.stored for tensor in stored.values())
 
 
 def test_it_is_the_same_every_time():

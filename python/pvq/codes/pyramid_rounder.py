@@ -74,11 +74,11 @@ class PyramidRounder:
         level = torch.where(scale > 0, level / scale, 0)
         gain = torch.bucketize(level, (self._levels[1:] + self._levels[:-1]) / 2)
         present = 2 * level >= self._levels[0]
+        if not present.all():
+            point, gain = torch.where(present[:, None], point, 0), torch.where(present, gain, 0)
         groups = slice(first // self.step, first // self.step + count)
-        point = torch.where(present[:, None], point, 0)
         self._y[:, groups] = point.view(rows, count, self.step)
-        gain = torch.where(present, gain, 0).to(torch.uint8)
-        self._gain[:, groups] = gain.view(rows, count)
+        self._gain[:, groups] = gain.view(rows, count).to(torch.uint8)
         return self._decoded(groups)
 
     def rescale(self, factor: Tensor) -> Tensor:
