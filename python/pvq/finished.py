@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from pvq.calibration import InputStatistics
 from pvq.coded import STORED_LAYOUTS
+from pvq.codes import Stored
 from pvq.plan import Target
 from pvq.report import LayerRecord
 from pvq.rounding import Rounding
+from pvq.rounding.block import Reconstruction
 from pvq.tensor import PVQTensor, quantize_tensor, row_slabs
 
 
@@ -99,6 +101,27 @@ def refit_rows(layer: Finished, w: Tensor, hessian: Tensor) -> Finished | None:
         relative_error=codes.relative_error(w),
         output_error=relative_output_error(w, codes, hessian),
         refit=True,
+    )
+    return Finished(record, codes)
+
+
+def reconstructed(layer: Finished, stored: Stored, w: Tensor, result: Reconstruction) -> Finished:
+    """The layer with codes that its decoder layer was tuned to.
+
+    Args:
+        layer: as it was.
+        stored: its tuned codes.
+        w: [rows, cols], the dense matrix.
+        result: of the decoder layer.
+    """
+    codes = replace(layer.codes, stored={name: t.to(w.device) for name, t in stored.items()})
+    record = replace(
+        layer.record,
+        relative_error=codes.relative_error(w),
+        output_error=None,  # that of one matrix says little once others make up for it
+        nearest_output_error=None,
+        block_error=result.after,
+        start_block_error=result.before,
     )
     return Finished(record, codes)
 

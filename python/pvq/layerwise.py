@@ -1,5 +1,6 @@
 """Quantizing the layers of a plan one after the other, with or without calibration."""
 
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,12 +12,13 @@ from torch import Tensor, nn
 from pvq.calibration import InputStatistics, Samples, Stage, on_device, walk
 from pvq.calibration.absorb import divide_outputs, find_source, scale_columns
 from pvq.embedding import PVQEmbedding
-from pvq.finished import Finished, divide_rows, quantize_layer, refit_rows
+from pvq.finished import Finished, divide_rows, quantize_layer, reconstructed, refit_rows
 from pvq.linear import PVQLinear
 from pvq.modules import replace_module
 from pvq.plan import Target
 from pvq.report import LayerRecord
-from pvq.rounding import Rounding, ScalesColumns
+from pvq.rounding import ReconstructsBlocks, Rounding, ScalesColumns
+from pvq.rounding.block import Block, Matrix, Reconstruction
 from pvq.rounding.nearest import Nearest
 from pvq.tensor import PVQTensor
 from pvq.work import WorkFolder
@@ -85,13 +87,16 @@ class _Run:
         refit: bool,
         done: Callable[[str], None],
     ) -> None:
-        self.model, self.rounding, self.device, self.work = model, rounding, device, work
+        self.model, self.device, self.work = model, device, work
+        self.method = rounding if isinstance(rounding, ReconstructsBlocks) else None
+        self.rounding = rounding.start if isinstance(rounding, ReconstructsBlocks) else rounding
         self.refit, self.done = refit, done
         self.targets = {target.name: target for target in targets}
         self.records: dict[str, LayerRecord] = {}
         self.pending: list[Finished] = []  # the layers of the unit that is being worked on
         self.changed: dict[str, Tensor] = {}  # its dense parameters that are not as they were
         self.refitted: dict[str, Finished] = {}  # what its layers would be with other row scales
+        self.dense: dict[str, Tensor] = {}  # weights of these, if they are needed once more
         self.dense_outputs: list[Tensor] = []  # of the unit, before the first layer was replaced
         self.unseen: list[str] = []  # layers without any input
         self.few: list[str] = []  # layers with too few, and how many they saw
@@ -119,7 +124,7 @@ class _Run:
         """Replaces the dense layers of a unit."""
         for layer in self.pending:
             place(self.model, self.targets[layer.record.name], layer.codes)
-        self.pending, self.refitted, self.dense_outputs = [], {}, []
+        self.pending, self.refitted, self.dense, self.dense_outputs = [], {}, {}, []
 
     def stand_in(self, layer: Finished) -> None:
         """Lets the dense layer compute what the quantized one will, for layers behind it to see.
@@ -147,6 +152,8 @@ class _Run:
             return layer, refit_rows(layer, weight, statistics.hessian.to(where))
 
         layer, other = on_device(device, quantize_on, target.name)
+        if self.method is not None:
+            self.dense[target.name] = target.module.weight.data
         if other is not None:
             self.refitted[target.name] = other
         self.stand_in(layer)
@@ -176,6 +183,39 @@ class _Run:
                 self.records[layer.record.name] = other.record
             else:
                 weight.data = before
+
+    def reconstruct(self, method: ReconstructsBlocks, stage: Stage) -> None:
+        """Tunes all layers of a unit together, after they were quantized one by one."""
+        if stage.output is None or stage.targets is None:
+            warnings.warn(
+                f"{method.name} reconstructs the decoder layers of a transformers model: "
+                f"{stage.unit} is rounded by {self.rounding.name} alone",
+                stacklevel=2,
+            )
+            return
+        start = time.perf_counter()
+        output, targets = stage.output, stage.targets
+        weights = [self.targets[layer.record.name].module.weight for layer in self.pending]
+
+        def reconstruct_on(where: torch.device) -> Reconstruction:
+            output(0, where)  # which brings the weights there
+            matrices = []
+            for layer, weight in zip(self.pending, weights, strict=True):
+                codes, config = layer.codes.to(where), layer.codes.config
+                rotation = (config.hadamard_block, config.seed)
+                matrices.append(Matrix(weight, config.code, codes.stored, *rotation))
+            return method.reconstruct(Block(matrices, lambda n: output(n, where), targets))
+
+        result = on_device(stage.device, reconstruct_on, f"the reconstruction of {stage.unit}")
+        share = (time.perf_counter() - start) / len(weights)
+        for number, (weight, stored) in enumerate(zip(weights, result.stored, strict=True)):
+            before = self.pending[number]
+            layer = reconstructed(before, stored, self.dense[before.record.name], result)
+            seconds = before.record.seconds + share
+            record = replace(layer.record, rounding=method.name, seconds=seconds)
+            self.pending[number] = replace(layer, record=record)
+            self.records[record.name] = record
+            weight.data = layer.codes.to(weight.device).dequantize(weight.dtype)
 
     def scale_columns(self, stage: Stage) -> None:
         """Scales the columns of a stage's layers and their input, if the method wants that."""
@@ -237,6 +277,7 @@ class _Run:
                     device=device,
                     restore=self.restore,
                     leave=self.leave,
+                    targets=self.method is not None,
                 ):
                     self.quantize_stage(stage)
         finally:
@@ -272,6 +313,8 @@ class _Run:
         if stage.last:
             if self.refitted:
                 self.choose_refits(stage)
+            if self.method is not None:
+                self.reconstruct(self.method, stage)
             self.keep(stage.unit)
 
 

@@ -35,6 +35,9 @@ class LayerRecord:
         output_error: squared error of its outputs relative to their energy, on the inputs seen.
         nearest_output_error: what rounding to the nearest points would have made of them.
         refit: whether the row scales were refitted afterwards.
+        block_error: squared error of the outputs of the decoder layer that it is in, relative to
+            their energy, after all its matrices were tuned together; ``None`` if they were not.
+        start_block_error: the same before.
     """
 
     name: str
@@ -53,6 +56,8 @@ class LayerRecord:
     output_error: float | None = None
     nearest_output_error: float | None = None
     refit: bool = False
+    block_error: float | None = None
+    start_block_error: float | None = None
 
     @property
     def weights(self) -> int:
@@ -144,6 +149,16 @@ class Report:
         return _mean([layer.nearest_output_error for layer in self.layers])
 
     @property
+    def block_error(self) -> float | None:
+        """Mean of the decoder layers' errors after reconstruction; ``None`` without."""
+        return _mean([layer.block_error for layer in self.layers])
+
+    @property
+    def start_block_error(self) -> float | None:
+        """The same before reconstruction."""
+        return _mean([layer.start_block_error for layer in self.layers])
+
+    @property
     def seconds(self) -> float:
         """Time spent on all layers."""
         return sum(layer.seconds for layer in self.layers)
@@ -174,6 +189,8 @@ class Report:
                 "relative_error": self.relative_error,
                 "output_error": self.output_error,
                 "nearest_output_error": self.nearest_output_error,
+                "block_error": self.block_error,
+                "start_block_error": self.start_block_error,
                 "quantized_nbytes": self.quantized_nbytes,
                 "dense_nbytes": self.dense_nbytes,
                 "nbytes": self.nbytes,
@@ -211,6 +228,12 @@ class Report:
                 3,
                 f"output error    {self.output_error:.5f} with {self.rounding['name']}, "
                 f"{self.nearest_output_error:.5f} with the nearest points",
+            )
+        if self.block_error is not None:
+            lines.insert(
+                3,
+                f"block error     {self.block_error:.5f} with {self.rounding['name']}, "
+                f"{self.start_block_error:.5f} with {self.rounding['start']['name']}",
             )
         if left:
             lines.append(f"left dense      {len(self.left_dense)}: {'; '.join(sorted(left))}")

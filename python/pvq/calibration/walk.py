@@ -49,6 +49,9 @@ class Stage:
         probe: the layer's output on a sample of that number, with its weights as they are, float32
             on the CPU.
         samples: how many there are to probe with.
+        output: the layer's output on a sample of that number, computed on a device; gradients can
+            flow through it.
+        targets: outputs of the layer in the dense model, on the CPU, if they were asked for.
     """
 
     unit: str
@@ -59,6 +62,8 @@ class Stage:
     layer: nn.Module | None = None
     probe: Callable[[int], Tensor] | None = None
     samples: int = 0
+    output: Callable[[int, torch.device], Tensor] | None = None
+    targets: Sequence[Tensor] | None = None
 
 
 def walk(
@@ -69,6 +74,7 @@ def walk(
     device: torch.device,
     restore: Callable[[str, list[str]], bool],
     leave: Callable[[str], None],
+    targets: bool = False,
 ) -> Iterator[Stage]:
     """Visits linear layers; the caller quantizes those of a stage before it asks for the next.
 
@@ -81,6 +87,8 @@ def walk(
         restore: is called with each unit and its names first, and may put finished modules in
             place; if it returns true, the unit is not visited.
         leave: is called with each unit once its outputs are computed and it is not run again.
+        targets: whether stages carry the outputs of the dense model, which takes a second copy of
+            the hidden states and one more pass.
 
     Yields:
         Stages, in the order in which the model computes.
@@ -94,7 +102,9 @@ def walk(
         start = _start(model, modules, samples) if inside else None
         if start is not None:
             rest = [name for name in rest if name not in set(inside)]
-            yield from _walk_decoder(model, prefix, modules, inside, *start, device, restore, leave)
+            yield from _walk_decoder(
+                *(model, prefix, modules, inside, *start, device, restore, leave, targets)
+            )
         elif inside:
             warnings.warn(
                 "the decoder layers of this model cannot be run one by one: all are calibrated in "
@@ -157,15 +167,19 @@ def _walk_decoder(
     device: torch.device,
     restore: Callable[[str, list[str]], bool],
     leave: Callable[[str], None],
+    targets: bool,
 ) -> Iterator[Stage]:
     """The decoder layers in turn; ``hidden`` is overwritten by what leaves each."""
     left = set(names)
+    dense = list(hidden) if targets else None
     for number, layer in enumerate(layers):
         unit = f"{prefix}.{number}"
         inside = [name for name in names if name.startswith(f"{unit}.")]
         home = _home(layer)
+        if dense is not None:
+            _advance(unit, layer, dense, calls[number], device)
         if inside and not restore(unit, inside):
-            yield from _walk_layer(model, unit, layer, inside, calls[number], hidden, device)
+            yield from _walk_layer(model, unit, layer, inside, calls[number], hidden, dense, device)
         left -= set(inside)
         if left:
             _advance(unit, layer, hidden, calls[number], device)
@@ -182,6 +196,7 @@ def _walk_layer(
     names: list[str],
     call: LayerCall,
     hidden: Sequence[Tensor],
+    targets: Sequence[Tensor] | None,
     device: torch.device,
 ) -> Iterator[Stage]:
     home = _home(layer)
@@ -218,6 +233,8 @@ def _walk_layer(
             layer=layer,
             probe=partial(_probe, layer, hidden, call.to(where), where),
             samples=len(hidden),
+            output=partial(_output, layer, hidden, call),
+            targets=targets,
         )
     layer.to(home)
 
@@ -226,6 +243,13 @@ def _probe(
     layer: nn.Module, hidden: Sequence[Tensor], call: LayerCall, where: torch.device, number: int
 ) -> Tensor:
     return run_layer(layer, hidden[number], call, where).to("cpu", torch.float32)
+
+
+def _output(
+    layer: nn.Module, hidden: Sequence[Tensor], call: LayerCall, number: int, where: torch.device
+) -> Tensor:
+    layer.to(where)
+    return run_layer(layer, hidden[number], call.to(where), where)
 
 
 def _advance(

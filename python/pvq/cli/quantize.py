@@ -41,8 +41,9 @@ most kept apart, at 32 bits each; for --rotation none, as a rotation leaves no o
 A 16-bit scale a row comes on top.
 To be compared with: --code uniform (--bits 2 to 8, --choice group=128 symmetric=true fit=minmax),
 --code nf4 (--choice block_size=64 double=false), --code higgs (--bits 3.25 --choice p=2).
---rounding nearest needs no data. gptq and quantease fit each layer to what it gets from a text; an
-interrupted run goes on where it was when it is started again.
+--rounding nearest needs no data. gptq and quantease fit each layer to what it gets from a text;
+tesseraq goes on from either and tunes all layers of a decoder layer together, which takes longer.
+An interrupted run goes on where it was when it is started again.
 Patterns are those of a shell and match full module names.
 
 examples:
@@ -113,7 +114,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rounding",
         default="nearest",
         metavar="METHOD[:KEY=VALUE,...]",
-        help=f"how points are chosen: {', '.join(ROUNDINGS)}; settings such as gptq:damping=0.05",
+        help=f"how points are chosen: {', '.join(ROUNDINGS)}; settings such as "
+        "gptq:damping=0.05 or tesseraq:steps=400,start=quantease",
     )
     parser.add_argument(
         "--calibration",

@@ -119,13 +119,14 @@ class Rounder(Protocol):
         """Rounds the block that starts at column ``first``, a multiple of :attr:`step`.
 
         Args:
-            w: [rows, step] float32, what the block should be; not changed.
+            w: [rows, step] float32, what the block should be; not changed. Without a metric it may
+                be several blocks, one after the other.
             first: its first column.
             metric: [step, step] float32, symmetric positive definite: the error e of a row costs
                 e @ metric @ e; ``None`` for the squared error.
 
         Returns:
-            [rows, step] float32, what the block's codes decode to: a point with a small cost, not
+            float32 in the shape of ``w``, what the codes decode to: a point with a small cost, not
             always the least one.
         """
         ...
@@ -229,6 +230,10 @@ class Code(Protocol):
 
     def rounder(self, w: torch.Tensor) -> Rounder:
         """Starts to round the float32 matrix ``w`` [rows, cols], rotated already, in blocks."""
+        ...
+
+    def rounder_of(self, stored: Stored, cols: int) -> Rounder:
+        """A rounder with the scales and the points of ``stored``, of a matrix with ``cols``."""
         ...
 
     def dequantize(

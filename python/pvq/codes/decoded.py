@@ -45,8 +45,7 @@ class DecodedCode(ABC):
     def quantize(self, w: torch.Tensor) -> Stored:
         """The points nearest to the float32 matrix ``w`` [rows, cols], rotated already."""
         rounder = self.rounder(w)
-        for first in range(0, w.shape[1], rounder.step):
-            rounder.round(w[:, first : first + rounder.step], first)
+        rounder.round(w, 0)
         return rounder.stored()
 
     def dequantize(

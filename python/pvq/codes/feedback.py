@@ -10,8 +10,18 @@ from collections.abc import Callable
 
 import torch
 
+from pvq.codes import Rounder
+
 Nearest = Callable[[torch.Tensor, int, torch.Tensor | None], torch.Tensor]
 """Rounds columns [rows, width] from a first column on under a metric [width, width] or none."""
+
+
+def round_blocks(rounder: Rounder, w: torch.Tensor, first: int) -> torch.Tensor:
+    """Rounds several blocks to their nearest points, one after the other."""
+    step = rounder.step
+    starts = range(0, w.shape[1], step)
+    rounded = [rounder.round(w[:, at : at + step], first + at) for at in starts]
+    return torch.cat(rounded, 1) if rounded else w.clone()
 
 
 def round_with_feedback(

@@ -176,14 +176,23 @@ class HiggsCode(DecodedCode):
         """Rounds runs of vectors; the scales are those of ``w``."""
         return HiggsRounder(self, w)
 
+    def rounder_of(self, stored: Stored, cols: int) -> Rounder:
+        """A rounder with the scales and the points of ``stored``."""
+        rounder = HiggsRounder(self, self.decode(stored, cols))
+        rounder.hold(stored)
+        return rounder
+
     def decode(self, stored: Stored, cols: int) -> torch.Tensor:
         """float32 [rows, cols]: what ``stored`` was rounded to, in the rotated basis."""
-        digits, word_bits = word_shape(self.n)
-        vectors = self._vectors(cols)
-        words = unpack(stored["code"], word_bits, -(-vectors // digits))
-        number = split(words, self.n, vectors)
+        number = self.numbers(stored, cols)
         points = _on(number.device, self.p, self.n)[number].flatten(1)[:, :cols]
         return points * self._spread(stored["scale"].float(), cols)
+
+    def numbers(self, stored: Stored, cols: int) -> torch.Tensor:
+        """Numbers of the points of ``stored``, [rows, vectors]."""
+        digits, word_bits = word_shape(self.n)
+        vectors = self._vectors(cols)
+        return split(unpack(stored["code"], word_bits, -(-vectors // digits)), self.n, vectors)
 
     def scales(self, w: torch.Tensor) -> torch.Tensor:
         """Root mean square of each group of ``w`` [rows, cols], rounded as stored, in float32."""
@@ -216,6 +225,11 @@ class HiggsRounder:
         self._grid = _on(w.device, code.p, code.n)
         vectors = -(-cols // code.p)
         self._number = torch.zeros((rows, vectors), dtype=torch.int64, device=w.device)
+
+    def hold(self, stored: Stored) -> None:
+        """Goes on from the stored form of a matrix of this size."""
+        self._number = self._code.numbers(stored, self._cols).long()
+        self._scale = stored["scale"].float()
 
     def round(
         self, w: torch.Tensor, first: int, metric: torch.Tensor | None = None

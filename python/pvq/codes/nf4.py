@@ -29,7 +29,7 @@ from pvq.arguments import check_bits, check_bool, check_int
 from pvq.codes import Layout, Rounder, Stored
 from pvq.codes.bits import pack, unpack
 from pvq.codes.decoded import DecodedCode, spec_of
-from pvq.codes.feedback import round_with_feedback
+from pvq.codes.feedback import round_blocks, round_with_feedback
 from pvq.ops.code import packed_bytes
 
 BITS = 4
@@ -149,6 +149,12 @@ class NF4Code(DecodedCode):
         """Rounds a block at a time; its magnitude is taken when it is first rounded."""
         return NF4Rounder(self, w)
 
+    def rounder_of(self, stored: Stored, cols: int) -> Rounder:
+        """A rounder with the magnitudes and the levels of ``stored``."""
+        rounder = NF4Rounder(self, self.decode(stored, cols))
+        rounder.hold(stored)
+        return rounder
+
     def decode(self, stored: Stored, cols: int) -> torch.Tensor:
         """float32 [rows, cols]: what ``stored`` was rounded to, in the rotated basis."""
         number = unpack(stored["code"], BITS, cols)
@@ -191,10 +197,18 @@ class NF4Rounder:
             if largest:
                 self._scale["absmax_max"] = (HEADROOM * torch.stack(largest, 1)).bfloat16()
 
+    def hold(self, stored: Stored) -> None:
+        """Goes on from the stored form of a matrix of this size."""
+        self._number = unpack(stored["code"], BITS, self._number.shape[1]).to(torch.uint8)
+        self._scale = {name: stored[name].clone() for name in self._scale}
+        self._is_fitted = [True] * len(self._is_fitted)
+
     def round(
         self, w: torch.Tensor, first: int, metric: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Rounds the block that starts at column ``first``, column by column under a metric."""
+        """Rounds blocks from column ``first`` on, column by column under a metric."""
+        if w.shape[1] != self.step:
+            return round_blocks(self, w, first)
         block = first // self.step
         if not self._is_fitted[block]:
             self._fit(block, w.abs().amax(1))

@@ -165,6 +165,11 @@ class OutlierCode:
         inner = self.inner.rounder(w.scatter(1, place, 0))
         return OutlierRounder(self, inner, place, spared.to(torch.bfloat16), w.shape[1])
 
+    def rounder_of(self, stored: Stored, cols: int) -> "OutlierRounder":
+        """A rounder with the outliers, the scales and the points of ``stored``."""
+        inner = self.inner.rounder_of({name: stored[name] for name in self.inner.tensors}, cols)
+        return OutlierRounder(self, inner, stored[_PLACE].long(), stored[_VALUE], cols)
+
     def dequantize(
         self,
         stored: Stored,
@@ -224,8 +229,8 @@ class OutlierRounder:
         self._sparse = self._dense()
 
     def round(self, w: Tensor, first: int, metric: Tensor | None = None) -> Tensor:
-        """Rounds what the outliers leave of the block; see :class:`pvq.codes.Rounder`."""
-        apart = self._sparse[:, first : first + self.step]
+        """Rounds what the outliers leave of the blocks; see :class:`pvq.codes.Rounder`."""
+        apart = self._sparse[:, first : first + w.shape[1]]
         return self._inner.round(w - apart, first, metric) + apart
 
     def rescale(self, factor: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ import torch
 from pvq import _core
 from pvq.arguments import check_bits, check_choice, check_int
 from pvq.codes import Layout, RunTimeForm, Stored
+from pvq.codes.bits import unpack
 from pvq.codes.fragments import PlaneFragments
 from pvq.codes.planes import Planes
 from pvq.codes.pyramid_rounder import PyramidRounder
@@ -193,7 +194,17 @@ class PyramidCode:
 
     def rounder(self, w: torch.Tensor) -> PyramidRounder:
         """Rounds ``w`` [rows, cols], rotated already, group after group."""
-        return PyramidRounder(w, self.quantize(w)["row_scale"], **self.choices())
+        groups = w.shape[1] // self.dim
+        y = torch.zeros(len(w), groups, self.dim, dtype=torch.int16, device=w.device)
+        gain = torch.zeros(len(w), groups, dtype=torch.uint8, device=w.device)
+        return self._rounder(y, gain, self.quantize(w)["row_scale"])
+
+    def rounder_of(self, stored: Stored, cols: int) -> PyramidRounder:
+        """A rounder with the row scales and the points of ``stored``."""
+        groups = cols // self.dim
+        y = torch.ops.pvq.decode(stored["index"], self.dim, self.pulses, groups)
+        gain = unpack(stored["gain"], self.gain_bits, groups).to(torch.uint8)
+        return self._rounder(y, gain, stored["row_scale"])
 
     def dequantize(
         self,
@@ -222,6 +233,12 @@ class PyramidCode:
         if device.type == "cuda" and self.dim % 8 == 0 and _core.build_info()["cuda"]:
             return PlaneFragments(*numbers)
         return Planes(*numbers) if device.type == "cpu" else None
+
+    def _rounder(
+        self, y: torch.Tensor, gain: torch.Tensor, row_scale: torch.Tensor
+    ) -> PyramidRounder:
+        numbers = (self.pulses, self.gain_bits, self.gain_law, self.quality)
+        return PyramidRounder(y, gain, row_scale, *numbers)
 
     def _operands(self, stored: Stored) -> tuple[Any, ...]:
         """What every operator takes of a stored matrix."""

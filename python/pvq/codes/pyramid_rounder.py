@@ -26,9 +26,9 @@ class PyramidRounder:
     """A :class:`pvq.codes.Rounder` of the pyramid code; a block is a group.
 
     Args:
-        w: [rows, cols] float32, the matrix, rotated already: it fixes the row scales.
-        row_scale: [rows] bfloat16, the scales that rounding ``w`` to the nearest points gives.
-        dim: of the code.
+        y: [rows, groups, dim] int16, the points to start from; changed in place.
+        gain: [rows, groups] uint8, codes of their amplitudes; changed in place.
+        row_scale: [rows] bfloat16, kept until they are rescaled.
         pulses: of the code.
         gain_bits: of the code.
         gain_law: of the code.
@@ -37,26 +37,26 @@ class PyramidRounder:
 
     def __init__(
         self,
-        w: Tensor,
+        y: Tensor,
+        gain: Tensor,
         row_scale: Tensor,
-        *,
-        dim: int,
         pulses: int,
         gain_bits: int,
         gain_law: str,
         quality: int,
     ) -> None:
-        rows, cols = w.shape
+        _, groups, dim = y.shape
         self.step = dim
         self._pulses, self._quality, self._gain_bits = pulses, quality, gain_bits
-        levels = torch.from_numpy(_core.gain_levels(dim, cols, gain_bits, gain_law))
-        self._levels = levels.to(w.device)
+        levels = torch.from_numpy(_core.gain_levels(dim, groups * dim, gain_bits, gain_law))
+        self._levels = levels.to(y.device)
         self._row_scale = row_scale
-        self._y = torch.zeros(rows, cols // dim, dim, dtype=torch.int16, device=w.device)
-        self._gain = torch.zeros(rows, cols // dim, dtype=torch.uint8, device=w.device)
+        self._y, self._gain = y, gain
 
     def round(self, w: Tensor, first: int, metric: Tensor | None = None) -> Tensor:
-        """Rounds the group that starts at column ``first``; see :class:`pvq.codes.Rounder`."""
+        """Rounds the groups that start at column ``first``; see :class:`pvq.codes.Rounder`."""
+        rows, count = len(w), w.shape[1] // self.step
+        w = w.reshape(-1, self.step)
         point = torch.ops.pvq.nearest(w, self._pulses, self._quality)
         y = point.float()
         if metric is None:
@@ -70,14 +70,16 @@ class PyramidRounder:
             square = (weighted * y).sum(1)
         norm = y.norm(dim=1).clamp_min(_TINY)
         level = norm * product / square.clamp_min(_TINY)  # the amplitude, in units of the row scale
-        scale = self._row_scale.float()
+        scale = self._row_scale.float().repeat_interleave(count)
         level = torch.where(scale > 0, level / scale, 0)
         gain = torch.bucketize(level, (self._levels[1:] + self._levels[:-1]) / 2)
         present = 2 * level >= self._levels[0]
-        group = first // self.step
-        self._y[:, group] = torch.where(present[:, None], point, 0)
-        self._gain[:, group] = torch.where(present, gain, 0).to(torch.uint8)
-        return self._decoded(slice(group, group + 1))
+        if not present.all():
+            point, gain = torch.where(present[:, None], point, 0), torch.where(present, gain, 0)
+        groups = slice(first // self.step, first // self.step + count)
+        self._y[:, groups] = point.view(rows, count, self.step)
+        self._gain[:, groups] = gain.view(rows, count).to(torch.uint8)
+        return self._decoded(groups)
 
     def rescale(self, factor: Tensor) -> Tensor:
         """Multiplies the row scales; see :class:`pvq.codes.Rounder`."""

@@ -114,7 +114,11 @@ class TableCode:
 
     def rounder(self, w: torch.Tensor) -> TableRounder:
         """Rounds ``w`` [rows, cols], rotated already, the weights of a byte at a time."""
-        return TableRounder(w, self.quantize(w)["row_scale"], bits=self.bits)
+        return TableRounder(self.quantize(w), self.bits)
+
+    def rounder_of(self, stored: Stored, cols: int) -> TableRounder:
+        """A rounder with the row scales and the points of ``stored``."""
+        return TableRounder(stored, self.bits)
 
     def dequantize(
         self,

@@ -12,30 +12,34 @@ from torch import Tensor
 
 from pvq import _core
 from pvq.codes import Stored
-from pvq.codes.bits import pack
+from pvq.codes.bits import pack, unpack
+from pvq.codes.feedback import round_blocks
 
 
 class TableRounder:
     """A :class:`pvq.codes.Rounder` of the table code; a block is what one byte stands for.
 
     Args:
-        w: [rows, cols] float32, the matrix, rotated already.
-        row_scale: [rows] bfloat16, the scales that rounding ``w`` to the nearest points gives.
+        stored: the codes and the row scales to start from.
         bits: of the code.
     """
 
-    def __init__(self, w: Tensor, row_scale: Tensor, *, bits: int) -> None:
-        rows, cols = w.shape
-        table = torch.from_numpy(_core.code_table(bits)).to(w.device, torch.float32)
+    def __init__(self, stored: Stored, bits: int) -> None:
+        code, self._row_scale = stored["code"], stored["row_scale"]
+        table = torch.from_numpy(_core.code_table(bits)).to(code.device, torch.float32)
         self._signs_apart = bits == 3
         self._points = 2 * table + 1 if self._signs_apart else table
         self.step = table.shape[1]
-        self._row_scale = row_scale
-        self._code = torch.zeros(rows, cols // self.step, dtype=torch.uint8, device=w.device)
-        self._negative = torch.zeros(rows, cols, dtype=torch.uint8, device=w.device)
+        cols = code.shape[1] * 8 // bits
+        self._code = code[:, : cols // self.step].clone()
+        self._negative = torch.zeros(len(code), cols, dtype=torch.uint8, device=code.device)
+        if self._signs_apart:
+            self._negative = unpack(code[:, cols // self.step :], 1, cols).to(torch.uint8)
 
     def round(self, w: Tensor, first: int, metric: Tensor | None = None) -> Tensor:
-        """Rounds the weights of one byte; see :class:`pvq.codes.Rounder`."""
+        """Rounds the weights of some bytes; see :class:`pvq.codes.Rounder`."""
+        if w.shape[1] != self.step:
+            return round_blocks(self, w, first)
         if metric is None:
             metric = torch.eye(self.step, device=w.device)
         scale = self._row_scale.float()[:, None]

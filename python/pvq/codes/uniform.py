@@ -25,7 +25,7 @@ from pvq.arguments import check_bits, check_bool, check_choice, check_int
 from pvq.codes import Layout, Rounder, Stored
 from pvq.codes.bits import pack, unpack
 from pvq.codes.decoded import DecodedCode, as_stored, spec_of
-from pvq.codes.feedback import round_with_feedback
+from pvq.codes.feedback import round_blocks, round_with_feedback
 from pvq.ops.code import packed_bytes
 
 MIN_BITS, MAX_BITS = 2, 8
@@ -135,6 +135,12 @@ class UniformCode(DecodedCode):
         """Rounds a group at a time; its scale is fitted to the values when it is first rounded."""
         return UniformRounder(self, w)
 
+    def rounder_of(self, stored: Stored, cols: int) -> Rounder:
+        """A rounder with the scales and the integers of ``stored``."""
+        rounder = UniformRounder(self, self.decode(stored, cols))
+        rounder.hold(stored)
+        return rounder
+
     def decode(self, stored: Stored, cols: int) -> torch.Tensor:
         """float32 [rows, cols]: what ``stored`` was rounded to, in the rotated basis."""
         q = unpack(stored["code"], self.bits, cols)
@@ -197,10 +203,22 @@ class UniformRounder:
         self._zero = torch.zeros((rows, groups), device=w.device)
         self._is_fitted = [False] * groups
 
+    def hold(self, stored: Stored) -> None:
+        """Goes on from the stored form of a matrix of this size."""
+        code, (_, groups) = self._code, self._scale.shape
+        self._q = unpack(stored["code"], code.bits, self._q.shape[1]).to(torch.uint8)
+        self._scale = stored["scale"].float()
+        self._zero = torch.full_like(self._scale, float(1 << (code.bits - 1)))
+        if not code.symmetric:
+            self._zero = unpack(stored["zero"], code.bits, groups).float()
+        self._is_fitted = [True] * groups
+
     def round(
         self, w: torch.Tensor, first: int, metric: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Rounds the group that starts at column ``first``, column by column under a metric."""
+        """Rounds groups from column ``first`` on, column by column under a metric."""
+        if w.shape[1] != self.step:
+            return round_blocks(self, w, first)
         group = first // self.step
         if not self._is_fitted[group]:
             scale, zero = self._code.fitted(w)

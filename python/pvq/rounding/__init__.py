@@ -12,6 +12,7 @@ import torch
 
 from pvq.codes import Code, Stored
 from pvq.config import PVQConfig
+from pvq.rounding.block import Block, Reconstruction
 from pvq.rounding.hessian import Hessian
 
 
@@ -54,5 +55,22 @@ class Rounding(Protocol):
 
         Raises:
             ValueError: if the method needs a Hessian and there is none, or it is singular.
+        """
+        ...
+
+
+@runtime_checkable
+class ReconstructsBlocks(Protocol):
+    """A rounding method that goes on from another one, with a whole decoder layer at a time."""
+
+    name: ClassVar[str]
+    start: Rounding
+    """What rounds the matrices first, one by one."""
+
+    def reconstruct(self, block: Block) -> Reconstruction:
+        """Other codes for a decoder layer, or those that it has.
+
+        Args:
+            block: the layer; its weights are left as they are.
         """
         ...

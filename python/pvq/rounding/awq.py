@@ -58,8 +58,7 @@ class AWQ:
         losses = torch.stack([self._loss(w, code, h, f.expand(len(w))) for f in factors])
         rounder = code.rounder(w)
         rounder.rescale(factors[losses.argmin(0)])
-        for first in range(0, w.shape[1], rounder.step):
-            rounder.round(w[:, first : first + rounder.step], first)
+        rounder.round(w, 0)
         return rounder.stored()
 
     def column_scales(
@@ -104,11 +103,7 @@ class AWQ:
         """Of each row [rows], rounded to the nearest points with scaled row scales."""
         rounder = code.rounder(w)
         rounder.rescale(factor)
-        rounded = [
-            rounder.round(w[:, first : first + rounder.step], first)
-            for first in range(0, w.shape[1], rounder.step)
-        ]
-        error = w - torch.cat(rounded, 1) if rounded else w
+        error = w - rounder.round(w, 0)
         return ((error @ h) * error).sum(1)
 
 
