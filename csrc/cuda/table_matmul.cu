@@ -23,13 +23,14 @@ bool is_fused(const TableProduct& t) {
   return t.tokens <= 2 && t.cols <= (t.tokens == 1 ? 2 : 1) * kMostFusedValues / t.tokens;
 }
 
-int columns_of(const TableProduct& t) {
-  const int step = is_narrow(t) ? 1 : table_wide_step(rows_of(t));
-  return (rows_of(t) + step - 1) / step * step;
+WideTile tile_of(const TableProduct& t) {
+  return table_wide_tile(t.bits,
+                         table_wide_columns(rows_of(t), t.rows, device_limits().multiprocessors));
 }
 
-WideTile tile_of(const TableProduct& t) {
-  return table_wide_tile(t.bits, table_wide_step(rows_of(t)));
+int columns_of(const TableProduct& t) {
+  const int step = is_narrow(t) ? 1 : tile_of(t).columns;
+  return (rows_of(t) + step - 1) / step * step;
 }
 
 WidePlan plan_of(const TableProduct& t) {

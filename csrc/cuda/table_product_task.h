@@ -17,14 +17,22 @@ int table_product_2(const ProductTask& task, int multiprocessors, cudaStream_t s
 int table_product_3(const ProductTask& task, int multiprocessors, cudaStream_t stream);
 int table_product_4(const ProductTask& task, int multiprocessors, cudaStream_t stream);
 
-// Any number; warpgroups own rows. Needs activations in the form kInt8Steps, a multiple of
-// table_wide_step rows.
+// Any number; warpgroups own rows. Needs activations in the form kInt8Steps, in groups of
+// table_wide_columns.
 int table_product_wide_2(const ProductTask& task, int multiprocessors, cudaStream_t stream);
 int table_product_wide_3(const ProductTask& task, int multiprocessors, cudaStream_t stream);
 int table_product_wide_4(const ProductTask& task, int multiprocessors, cudaStream_t stream);
 
-constexpr int table_wide_step(int rows) {
-  return rows <= 16 ? 16 : rows <= 32 ? 32 : rows <= 64 || (rows > 128 && rows <= 192) ? 64 : 128;
+// Rows of activations that a wide product takes at a time: all up to 128, or less if that leaves
+// too few groups for the device.
+inline int table_wide_columns(int rows, int64_t weight_rows, int multiprocessors) {
+  int columns = rows <= 16 ? 16 : rows <= 32 ? 32 : rows <= 64 ? 64 : 128;
+  const int64_t row_groups = (weight_rows + kWarpgroupRows - 1) / kWarpgroupRows;
+  const auto groups = [&] { return row_groups * ((rows + columns - 1) / columns); };
+  while (columns > 32 && 4 * groups() < 3 * multiprocessors) columns /= 2;
+  // A last group that is half empty costs as much as a full one.
+  if (columns == 128 && (rows - 1) % 128 < 64 && rows < 256) columns = 64;
+  return columns;
 }
 // 128 columns need the registers of two warpgroups, which read them for 128 rows.
 PVQ_HD constexpr WideTile table_wide_tile(int bits, int columns) {

@@ -56,7 +56,7 @@ struct TableOperand {
 
 template <int kBits>
 int launch_table_wide(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
-  switch (table_wide_step(task.activations.rows())) {
+  switch (1 << task.quantized.group_bits) {
     case 16:
       return launch_wide<TableOperand<kBits>, 16>(task, multiprocessors, stream);
     case 32:

@@ -12,7 +12,9 @@ int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step;
 
 WidePlan WidePlan::of(const WideTile& tile, int64_t rows, int64_t chunks, int64_t columns,
                       int multiprocessors) {
-  constexpr int kLeastStages = 3;
+  // Runs of so many steps or more are worth cutting groups, if that spares reads of many
+  // activations.
+  constexpr int kLongRun = 24, kManyColumns = 64;
   WidePlan plan;
   plan.column_groups = int(columns / tile.columns);
   // Wide groups read the activations less often; narrow ones leave fewer sums of groups that are
@@ -21,18 +23,22 @@ WidePlan WidePlan::of(const WideTile& tile, int64_t rows, int64_t chunks, int64_
     plan.row_parts = tile.warpgroups / plan.depth;
     const int64_t group_rows = kWarpgroupRows * plan.row_parts;
     plan.groups = int((rows + group_rows - 1) / group_rows * plan.column_groups);
+    // Two chunks a step and warpgroup, so that sums are folded half as often, if two stages fit.
+    for (plan.run = 2;; plan.run = 1) {
+      plan.stage_bytes =
+          int(round_up(tile.value_bytes(plan.step_chunks()) + tile.scale_bytes(plan.step_chunks()) +
+                           4 * tile.warpgroups * plan.run * tile.chunk_bytes,
+                       1024));
+      plan.stages = std::min(kMostStages, (tile.ring_end() - tile.ring()) / plan.stage_bytes);
+      if (plan.stages >= 2 || plan.run == 1) break;
+    }
+    plan.split.group_steps = int((chunks + plan.step_chunks() - 1) / plan.step_chunks());
+    plan.split.steps = int64_t(plan.groups) * plan.split.group_steps;
     if (plan.depth == tile.max_depth || 4 * plan.groups >= 3 * multiprocessors) break;
+    if (tile.columns >= kManyColumns && 3 * plan.groups >= multiprocessors &&
+        plan.split.steps >= int64_t(kLongRun) * multiprocessors)
+      break;
   }
-  for (plan.run = 2; plan.run > 0; --plan.run) {
-    plan.stage_bytes =
-        int(round_up(tile.value_bytes(plan.step_chunks()) + tile.scale_bytes(plan.step_chunks()) +
-                         4 * tile.warpgroups * plan.run * tile.chunk_bytes,
-                     1024));
-    plan.stages = std::min(kMostStages, (tile.ring_end() - tile.ring()) / plan.stage_bytes);
-    if (plan.stages >= kLeastStages) break;
-  }
-  plan.split.group_steps = int((chunks + plan.step_chunks() - 1) / plan.step_chunks());
-  plan.split.steps = int64_t(plan.groups) * plan.split.group_steps;
   plan.split.blocks = int(std::min<int64_t>(plan.split.steps, multiprocessors));
   // To add up the sums of a cut group takes as long as some three steps.
   constexpr int kCutSteps = 3;
