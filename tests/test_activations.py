@@ -459,9 +459,11 @@ def test_the_gpu_rounds_to_the_same_points(code):
     ours, theirs = OPS.activation_points(x, 128, 353), OPS.activation_points(x.cuda(), 128, 353)
     assert (ours[0] != theirs[0].cpu()).double().mean() < 1e-3
     layer = layer_of(64, 512, pvq.PVQConfig(**code)).prepare("auto", "pyramid4")
-    expected = layer(x)
-    got = layer.cuda()(x.cuda().half())
-    assert (got.cpu() - expected).abs().max() < 0.01 * expected.abs().max()
+    x = x.half()
+    expected = layer(x.float())
+    got = layer.cuda()(x.cuda())
+    # The rotation in float16 moves some coordinates over the border between two integers.
+    assert (got.float().cpu() - expected).norm() < 0.02 * expected.norm()
 
 
 if __name__ == "__main__":
