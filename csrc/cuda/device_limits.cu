@@ -19,7 +19,11 @@ const DeviceLimits& device_limits() {
 }
 
 bool products_supported() {
-  return device_limits().major >= 9 && device_limits().shared >= 227 * 1024;
+#ifdef PVQ_SM90A
+  return device_limits().major == 9 && device_limits().shared >= 227 * 1024;
+#else
+  return false;
+#endif
 }
 
 bool product_block_supported(int64_t block) {

@@ -18,8 +18,8 @@ constexpr int64_t kMaxProductTokens = 32768;
 
 constexpr int64_t tiles_of(int64_t rows) { return (rows + kTileRows - 1) / kTileRows; }
 
-// True if the current device can multiply from fragments: compute capability 9.0 or newer with 227
-// KB of shared memory a block.
+// True if the current device can multiply from fragments: compute capability 9.0 with 227 KB of
+// shared memory a block, and a build for sm_90a.
 bool products_supported();
 // Blocks that a product rotates itself: powers of two up to 1024, and 0.
 bool product_block_supported(int64_t block);

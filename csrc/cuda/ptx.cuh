@@ -54,22 +54,6 @@ __device__ __forceinline__ uint4 load_shared_vector(uint32_t address) {
   return r;
 }
 
-__device__ __forceinline__ void cp_async_16(uint32_t to_shared, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to_shared), "l"(from));
-}
-
-__device__ __forceinline__ void cp_async_8(uint32_t to_shared, const void* from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to_shared), "l"(from));
-}
-
-__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;"); }
-
-// Waits until at most kPending of this thread's groups are in flight.
-template <int kPending>
-__device__ __forceinline__ void cp_async_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
-}
-
 // A barrier in shared memory, 8 bytes: a phase ends when `arrivals` threads have arrived and all
 // bytes that they announced have been copied.
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {
@@ -98,15 +82,11 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
 // Registers of a thread from here on; whole warpgroups call it. What some give up others may take.
 template <int kRegisters>
 __device__ __forceinline__ void give_registers_up() {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
-#endif
 }
 template <int kRegisters>
 __device__ __forceinline__ void take_registers() {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-#endif
 }
 
 // A barrier of the first `threads` threads of the block, whole warps.

@@ -39,10 +39,10 @@ struct TableProduct {
 
 int64_t table_product_workspace(const TableProduct& task);
 
-// y = rotate(x) W^T with int8 activations (one scale a token and 128 columns) and exact int32 sums
-// of 128 columns, added up in float32 in a fixed order. The residual pass quantizes what rounding
-// left once more. One launch for one or two tokens whose rotated activations fit the shared memory,
-// two launches beyond. Returns a cudaError_t.
+// y = rotate(x) W^T with int8 activations (one scale a token and 128 columns, 256 where more than
+// kNarrowRows rows are multiplied together) and exact int32 sums of as many, added up in float32 in
+// a fixed order. The residual pass quantizes what rounding left once more. One launch for one or
+// two tokens of few columns, two launches beyond. Returns a cudaError_t.
 int table_product_cuda(const TableProduct& task, void* stream);
 
 }  // namespace pvq

@@ -186,7 +186,7 @@ __device__ __forceinline__ void add_sums(const ProductTask& task, const NarrowPl
 template <int kBits, int J, bool kOne>
 __global__ void __launch_bounds__(kThreads, 1)
     table_product_kernel(const __grid_constant__ ProductTask task, const NarrowPlan plan) {
-#if __CUDA_ARCH__ >= 900
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Shape = ProductShape<kBits, J>;
   using Chunk = typename Shape::Chunk;
   uint8_t* const shared = dynamic_shared();

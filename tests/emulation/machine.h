@@ -96,16 +96,9 @@ struct Block {
   std::vector<Warp> warps;
 };
 
-struct Copy {
-  uint32_t to;
-  const void* from;
-  size_t bytes;
-};
-
 struct Thread {
   dim3 thread_index, block_index, grid_dim, block_dim;
   Block* block = nullptr;
-  std::vector<std::vector<Copy>> copies{{}};  // the last group is open
 
   int lane() const { return int(thread_index.x % 32); }
   Warp& warp() const { return block->warps[thread_index.x / 32]; }

@@ -43,25 +43,7 @@ inline uint32_t load_shared_word(uint32_t address) { return load_shared<uint32_t
 inline uint2 load_shared_pair(uint32_t address) { return load_shared<uint2>(address); }
 inline uint4 load_shared_vector(uint32_t address) { return load_shared<uint4>(address); }
 
-// Copies are made as late as the program allows, when a wait asks for them.
-inline void copy_later(uint32_t to, const void* from, size_t bytes) {
-  shared_at(to, bytes);
-  if (uintptr_t(from) % bytes) std::abort();
-  self.copies.back().push_back({to, from, bytes});
-}
-inline void cp_async_16(uint32_t to, const void* from) { copy_later(to, from, 16); }
-inline void cp_async_8(uint32_t to, const void* from) { copy_later(to, from, 8); }
-inline void cp_async_commit() { self.copies.push_back({}); }
-template <int kPending>
-void cp_async_wait() {
-  while (int(self.copies.size()) - 1 > kPending) {
-    for (const emulation::Copy& copy : self.copies.front())
-      std::memcpy(shared_at(copy.to, copy.bytes), copy.from, copy.bytes);
-    self.copies.erase(self.copies.begin());
-  }
-}
-
-// Bulk copies too are made when somebody waits for their barrier.
+// Copies are made as late as the program allows, when somebody waits for their barrier.
 inline void barrier_init(uint32_t barrier, int arrivals) {
   emulation::Barrier& b = self.block->barrier(barrier);
   b.expected = b.missing = arrivals;
