@@ -23,6 +23,7 @@ from pvq.rounding.tesseraq import TesseraQ
 from pvq.tensor import quantize_tensor
 
 CODES = [
+    make_code("overlap", 2, {}),
     make_code("pyramid", 2.25, {}),
     PyramidCode(8, 5, 0, gain_law="beta"),
     make_code("table", 2, {}),

@@ -43,6 +43,7 @@ import torch
 
 from pvq.arguments import check_bits
 from pvq.codes import Layout, RunTimeForm, Stored
+from pvq.codes.bits import unpack
 from pvq.codes.overlap_rounder import OverlapRounder, nearest_code
 from pvq.codes.overlap_trellis import DIM, Trellis
 
@@ -157,7 +158,14 @@ class OverlapCode(_WithTrellis):
     def rounder(self, w: torch.Tensor) -> OverlapRounder:
         """Rounds ``w`` [rows, cols], rotated already, a ring at a time."""
         numbers = self._trellis.to(w.device)
-        return OverlapRounder(w.shape, numbers.row_scale(w), numbers)
+        return OverlapRounder((w.shape[0], w.shape[1]), numbers.row_scale(w), numbers)
+
+    def rounder_of(self, stored: Stored, cols: int) -> OverlapRounder:
+        """A rounder with the row scales and the symbols of ``stored``."""
+        code, row_scale = stored["code"], stored["row_scale"]
+        numbers = self._trellis.to(code.device)
+        symbol = unpack(code, numbers.step_bits, cols // DIM).to(torch.uint8)
+        return OverlapRounder((code.shape[0], cols), row_scale, numbers, symbol)
 
     def dequantize(
         self,

@@ -38,13 +38,22 @@ class OverlapRounder:
         shape: of the matrix.
         row_scale: [rows] bfloat16.
         trellis: of the code.
+        symbol: [rows, cols / DIM] uint8 to start from; zeros if None.
     """
 
-    def __init__(self, shape: torch.Size, row_scale: Tensor, trellis: Trellis) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        row_scale: Tensor,
+        trellis: Trellis,
+        symbol: Tensor | None = None,
+    ) -> None:
         rows, cols = shape
         self.step = BLOCK if cols % BLOCK == 0 else cols
         self._trellis, self._row_scale = trellis, row_scale
-        self._symbol = torch.zeros(rows, cols // DIM, dtype=torch.uint8, device=row_scale.device)
+        if symbol is None:
+            symbol = torch.zeros(rows, cols // DIM, dtype=torch.uint8, device=row_scale.device)
+        self._symbol = symbol
 
     def round(self, w: Tensor, first: int, metric: Tensor | None = None) -> Tensor:
         """Rounds the block that starts at column ``first``; see :class:`pvq.codes.Rounder`."""
