@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import pvq
 from pvq.cli import main
+from pvq.codes import stored_nbytes
 from pvq.compare import cells_of, compare, setting_at
 from pvq.compare import run as run_module
 from pvq.compare.cells import Named, UnreachableRateError
@@ -64,6 +65,13 @@ def test_a_code_takes_its_best_setting_at_or_below_the_rate(code, bits, descript
 def test_choices_beside_those_of_the_code():
     config = setting_at(Named("uniform", {"rotation": "hadamard", "seed": 3, "group": 64}), 4.5)
     assert (config.rotation, config.seed, config.code.group) == ("hadamard", 3, 64)
+
+
+def test_at_the_rate_of_nf4_the_pyramid_code_gets_no_more():
+    pyramid, nf4 = (setting_at(Named(name), 4.13).code for name in ("pyramid", "nf4"))
+    for cols in (512, 1792, 4096):
+        assert stored_nbytes(pyramid, 64, cols) <= stored_nbytes(nf4, 64, cols)
+    assert nf4.rate - pyramid.rate < 0.01
 
 
 @pytest.mark.parametrize(

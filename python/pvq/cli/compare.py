@@ -26,7 +26,8 @@ EPILOG = f"""\
 Codes: {", ".join(CODES)}. Rounding methods: {", ".join(ROUNDINGS)}. Each may carry choices:
 uniform:group=64,symmetric=true  higgs:p=1  pyramid:dim=8,rotation=none  gptq:damping=0.05
 At each rate a code takes its setting with the most bits that is at or below it, scales of groups
-counted; the table says what is stored in truth. Finished cells are kept in --work: an interrupted
+counted; the table says what is stored in truth. nf4 has 4.13 and 4.5 bits only: ask for one of
+these, and no other code gets more than it. Finished cells are kept in --work: an interrupted
 run goes on there, and another rate or code costs only its own cells.
 
 examples:

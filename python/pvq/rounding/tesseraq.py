@@ -11,12 +11,14 @@ TesseraQ blends a weight's two neighbours and hardens the blend in rounds. A blo
 has many neighbours, so here it has a target instead, real numbers that start at its point. Its
 point is always the one nearest to the target; the slope of the loss at the point moves the target
 (the straight-through gradient), and once it is nearer to a neighbour the point changes. The steps
-of the target shrink to nothing, which is what hardens the choices: on the last tenth of the way
-one block in a thousand still moves. The loss is that of the points at all times, so nothing is
-lost between what is tuned and what is stored.
+of the target shrink to nothing, which is what hardens the choices: one block in a hundred changes
+in a step half-way, one in four thousand in the last. The loss is that of the points at all times,
+so nothing is lost between what is tuned and what is stored.
 
 Starting targets at the points matters: from the targets that feedback rounded, a third of the
-blocks would change at once, because feedback rounds in the metric of the loss.
+blocks would change at once, because feedback rounds in the metric of the loss. The first decoder
+layer of a small model at 2.25 bits then ends with an error of 0.0244 where this has 0.0226, on
+text that neither saw, and feedback alone has 0.0331.
 """
 
 import math
