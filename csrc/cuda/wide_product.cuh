@@ -3,8 +3,8 @@
 // A warpgroup decodes 64 rows of a chunk (128 columns) into registers, multiplies them with
 // kColumns rows of activations in shared memory (wgmma), and folds the sums into float sums, times
 // the activations' scales. The warpgroups of a block share the activations if they take other rows,
-// or add their sums up at the end if they take other chunks of the same rows (wide_plan.h). A
-// thread of one more warpgroup copies codes and activations into a ring of stages, one a step.
+// or add their sums up at the end if they take other chunks of the same rows (wide_plan.h). One
+// more warpgroup copies codes and activations into a ring of stages, one a step.
 //
 // Blocks take equal runs of steps (work_split.h), at most one block an SM. A group that is cut
 // between blocks belongs to the one that has its first steps, the last of that block's run; the
