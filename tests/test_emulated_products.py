@@ -17,12 +17,13 @@ from test_plane_fragments import random_planes
 from test_table_matmul_cuda import activations, random_code, relative_error, rotate
 
 from pvq.codes.fragments import pack_planes
+from pvq.codes.overlap import OverlapCode, trellis
 
 ROOT = Path(__file__).parents[1]
 SOURCES = (
-    "activations", "plane_matmul", "plane_wide_4", "plane_wide_6", "plane_wide_8", "table_matmul",
-    "table_product_2", "table_product_3", "table_product_4", "table_wide_2", "table_wide_3",
-    "table_wide_4", "wide_plan",
+    "activations", "overlap_dequantize", "plane_matmul", "plane_wide_4", "plane_wide_6",
+    "plane_wide_8", "table_matmul", "table_product_2", "table_product_3", "table_product_4",
+    "table_wide_2", "table_wide_3", "table_wide_4", "wide_plan",
 )  # fmt: skip
 
 
@@ -154,3 +155,25 @@ def test_what_is_not_finite_stays_so(products):
             y = run(products, "table", fragments, scale, x, 2, 256, False, 3)
             assert not y[-1].isfinite().any()
             assert y[:-1].isfinite().all()
+
+
+@pytest.mark.parametrize("bits", [2, 2.5, 3, 3.5, 4])
+@pytest.mark.parametrize("cols", [16, 128, 304])
+def test_overlap_codes_become_the_same_weights(products, bits, cols):
+    code, numbers = OverlapCode(bits), trellis(bits)
+    w = torch.randn(5, cols, generator=torch.Generator().manual_seed(cols))
+    w[2] = 0
+    stored = code.quantize(w)
+    table = numbers.table.contiguous()
+    operands = b"".join(
+        t.view(torch.uint8).numpy().tobytes() for t in (stored["code"], stored["row_scale"], table)
+    )
+    shape = (5, cols, numbers.step_bits, len(table).bit_length() - 1, numbers.lag)
+    done = subprocess.run(
+        [str(products), "overlap", *map(str, shape)],
+        input=operands,
+        capture_output=True,
+        check=True,
+    )
+    found = torch.from_numpy(np.frombuffer(done.stdout, dtype=np.float32).copy()).view(5, cols)
+    assert torch.equal(found, code.dequantize(stored, cols, torch.float32))

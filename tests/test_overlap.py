@@ -457,3 +457,22 @@ def test_the_metric_of_a_block_is_served():
         float((w - rounder.round(w, 0, given)).square().sum()) for given in (None, torch.eye(128))
     )
     assert seen_in_parts < 1.03 * plain, "looking no further ahead than a few columns costs little"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("cols", [16, 128, 304, 1024])
+def test_the_gpu_decodes_the_same(bits, cols):
+    code = OverlapCode(bits)
+    w = torch.randn(37, cols, generator=torch.Generator().manual_seed(cols))
+    stored = code.quantize(w)
+    there = {name: tensor.cuda() for name, tensor in stored.items()}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        here = code.dequantize(stored, cols, dtype)
+        assert torch.equal(code.dequantize(there, cols, dtype).cpu(), here)
+    x = torch.randn(3, cols, generator=torch.Generator().manual_seed(1))
+    y, expected = code.matmul(x.cuda(), there, 16, 5).cpu(), code.matmul(x, stored, 16, 5)
+    assert (y - expected).norm() < 1e-3 * expected.norm()
+    on_gpu = code.dequantize(code.quantize(w.cuda()), cols, torch.float32).cpu()
+    found = (on_gpu - w).square().sum() / (code.dequantize(stored, cols) - w).square().sum()
+    assert found == pytest.approx(1, rel=1e-2)

@@ -3,6 +3,7 @@
 #include "cuda/decode.h"
 #include "cuda/encode.h"
 #include "cuda/hadamard.h"
+#include "cuda/overlap_dequantize.h"
 #include "cuda/plane_matmul.h"
 #include "cuda/table_fragments.h"
 #include "cuda/table_matmul.h"
@@ -46,6 +47,7 @@ int codes_from_fragments_cuda(const uint8_t*, int64_t, int64_t, int, uint8_t*, v
 int rows_from_fragments_cuda(const FragmentRows&, void*) { return kCudaUnavailable; }
 int table_quantize_cuda(const TableQuantizeCuda&, void*) { return kCudaUnavailable; }
 int table_dequantize_cuda(const TableView&, RealType, void*, void*) { return kCudaUnavailable; }
+int overlap_dequantize_cuda(const OverlapView&, RealType, void*, void*) { return kCudaUnavailable; }
 bool products_supported() { return false; }
 bool product_block_supported(int64_t) { return false; }
 int64_t table_product_workspace(const TableProduct&) { return 0; }

@@ -66,10 +66,12 @@ class Trellis:
             end: [rows] int32, states to end in, -1 for any.
             ring: whether the end is the beginning.
         """
+        # There is a search for the CPU only.
+        given = [t if t is None else t.cpu() for t in (weight, start, end)]
         symbol: Tensor = torch.ops.pvq.overlap_search(
-            x, self.table.float(), self.step_bits, self.lag, weight, start, end, ring
+            x.cpu(), self.table.float().cpu(), self.step_bits, self.lag, *given, ring
         )[0]
-        return symbol
+        return symbol.to(x.device)
 
     def nearest(self, x: Tensor) -> Tensor:
         """The symbols of the rings nearest to ``x`` [rows, cols], uint8 [rows, cols / DIM]."""

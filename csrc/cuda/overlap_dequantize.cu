@@ -1,0 +1,96 @@
+// Overlapping-pyramid codes in their stored form to weights.
+//
+// A thread takes eight weights, four groups, which come from lag + 4 windows of their ring. Bytes
+// of a ring and rows of the table stay in the caches.
+#include "cuda/overlap_dequantize.h"
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+
+#include "cuda/launch.cuh"
+#include "cuda/ptx.cuh"
+#include "cuda/rounded.cuh"
+
+namespace pvq {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kMostBlocks = 4096;
+constexpr int kOctet = 8;
+constexpr int kGroups = kOctet / kOverlapDim;
+
+template <class T>
+struct alignas(16) Octet {
+  T value[kOctet];
+};
+
+// The symbols of a block of columns, which close to a ring of whole bytes.
+struct Ring {
+  const uint8_t* bytes;
+  int symbols, step_bits, window_bits;
+
+  // Window of symbol i, which may be below zero: the bits that end with it, the newest on top.
+  __device__ __forceinline__ int window(int i) const {
+    const int bits = symbols * step_bits, count = bits / 8;
+    int first = (i + 1) * step_bits - window_bits;
+    while (first < 0) first += bits;
+    uint32_t word = 0;
+#pragma unroll
+    for (int k = 0; k < 3; ++k) word |= uint32_t(__ldg(bytes + (first / 8 + k) % count)) << (8 * k);
+    return int(word >> (first % 8)) & ((1 << window_bits) - 1);
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kThreads)
+    overlap_kernel(const __grid_constant__ OverlapView code, T* w) {
+  wait_for_previous_kernel();
+  allow_next_kernel();
+  const OverlapTrellis t = code.trellis;
+  const int64_t octets = code.cols / kOctet, total = code.rows * octets;
+  const int64_t row_bytes = overlap_row_bytes(t.step_bits, code.cols);
+  for (int64_t i = blockIdx.x * int64_t(kThreads) + threadIdx.x; i < total;
+       i += int64_t(gridDim.x) * kThreads) {
+    const int64_t row = i / octets, column = i % octets * kOctet;
+    const int64_t first = column / kOverlapBlock * kOverlapBlock;
+    const int cols = int(min(int64_t(kOverlapBlock), code.cols - first));
+    const Ring ring = {code.code + row * row_bytes + overlap_row_bytes(t.step_bits, first),
+                       cols / kOverlapDim, t.step_bits, t.window_bits};
+    const int group = int(column - first) / kOverlapDim;
+    const float scale = __uint_as_float(uint32_t(code.row_scale[row]) << 16);
+    Octet<T> out;
+#pragma unroll
+    for (int g = 0; g < kGroups; ++g) {
+      const int8_t* own = code.table + ring.window(group + g) * (2 * kOverlapDim);
+      const int8_t* other =
+          code.table + ring.window(group + g - t.lag) * (2 * kOverlapDim) + kOverlapDim;
+#pragma unroll
+      for (int k = 0; k < kOverlapDim; ++k) {
+        const int y = int(__ldg(own + k)) + int(__ldg(other + k));
+        out.value[g * kOverlapDim + k] = rounded<T>(scale * static_cast<float>(y));
+      }
+    }
+    reinterpret_cast<Octet<T>*>(w)[i] = out;
+  }
+}
+
+template <class T>
+int launch(const OverlapView& code, void* w, cudaStream_t stream) {
+  const int64_t octets = code.rows * (code.cols / kOctet);
+  if (octets == 0) return cudaSuccess;
+  const auto blocks = unsigned(std::min(kMostBlocks, (octets + kThreads - 1) / kThreads));
+  return launch_overlapped(overlap_kernel<T>, dim3(blocks), kThreads, 0, stream, code,
+                           static_cast<T*>(w));
+}
+
+}  // namespace
+
+int overlap_dequantize_cuda(const OverlapView& code, RealType type, void* w, void* stream) {
+  const auto queue = static_cast<cudaStream_t>(stream);
+  return type == RealType::kFloat32   ? launch<float>(code, w, queue)
+         : type == RealType::kFloat16 ? launch<__half>(code, w, queue)
+                                      : launch<__nv_bfloat16>(code, w, queue);
+}
+
+}  // namespace pvq
