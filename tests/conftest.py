@@ -1,6 +1,7 @@
 """Models, texts and checkpoints that the tests share."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,14 @@ import pvq
 
 DATA = Path(__file__).parent / "data"
 TINY = DATA / "tiny"
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> Iterator[None]:
+    """Forgets what a test has compiled: torch.compile gives up after some versions of one."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
 
 
 @pytest.fixture(scope="session")
