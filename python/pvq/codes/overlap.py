@@ -33,10 +33,9 @@ benchmarks/overlap_design.py says why these, benchmarks/overlap_tables.py made t
 """
 
 import functools
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -46,6 +45,7 @@ from pvq.codes import Layout, RunTimeForm, Stored
 from pvq.codes.bits import unpack
 from pvq.codes.overlap_rounder import OverlapRounder, nearest_code
 from pvq.codes.overlap_trellis import DIM, Trellis
+from pvq.codes.width import WidthCode
 
 STEP = 16  # columns come in multiples of it
 _FILE = Path(__file__).parent / "overlap_tables.npz"
@@ -64,7 +64,7 @@ def trellis(bits: float) -> Trellis:
     return Trellis(round(DIM * bits), window_bits, lag, table, unit)
 
 
-class _WithTrellis:
+class _WithTrellis(WidthCode):
     """What a code has beside its fields, which are its choices."""
 
     _trellis: Trellis
@@ -83,64 +83,19 @@ class OverlapCode(_WithTrellis):
     name: ClassVar[str] = "overlap"
     rotation: ClassVar[str] = "hadamard"
     tensors: ClassVar[tuple[str, ...]] = ("code", "row_scale")
+    widths: ClassVar[tuple[float, ...]] = WIDTHS
+    column_step: ClassVar[int] = STEP
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
         if self.bits not in WIDTHS:
             raise ValueError(
-                f"bits={self.bits} is out of reach with code='overlap': choose 2, 2.5, 3, 3.5 or "
-                "4, or code='pyramid'"
+                f"bits={self.bits} is out of reach with code='overlap': choose "
+                f"{self.width_names()}, or code='pyramid'"
             )
         object.__setattr__(self, "bits", float(self.bits))
         # At hand without a look-up, because graphs are traced through the products.
         object.__setattr__(self, "_trellis", trellis(self.bits))
-
-    @classmethod
-    def make(cls, bits: float | None) -> "OverlapCode":
-        """The code of a rate.
-
-        Raises:
-            ValueError: if there is none, or no rate is given.
-            TypeError: if ``bits`` is no number.
-        """
-        if bits is None:
-            raise ValueError("code='overlap' needs bits: choose 2, 2.5, 3, 3.5 or 4")
-        return cls(bits)
-
-    @classmethod
-    def ladder(cls, low: float, high: float, **choices: Any) -> Sequence["OverlapCode"]:
-        """The codes whose rate is from ``low`` to ``high``, in order of it; no other choices."""
-        return [cls.make(bits, **choices) for bits in WIDTHS if low <= bits <= high]
-
-    @property
-    def rate(self) -> float:
-        """Bits a weight without the row scale."""
-        return self.bits
-
-    def family(self) -> dict[str, Any]:
-        """The choices that do not set the rate, as :meth:`ladder` takes them."""
-        return {}
-
-    def replace(self, **changes: Any) -> "OverlapCode":
-        """The same with other choices."""
-        return OverlapCode.make(**{**self.choices(), **changes})
-
-    def choices(self) -> dict[str, Any]:
-        """The fields, ready for JSON."""
-        return asdict(self)
-
-    def describe(self) -> str:
-        """Name and choices in a few words."""
-        return f"overlap {self.bits:g} bits"
-
-    def misfit(self, cols: int) -> str | None:
-        """Why rows of ``cols`` weights have no such code, and the way out."""
-        if cols % STEP == 0:
-            return None
-        return (
-            f"{cols} columns are not a multiple of {STEP}, which code='overlap' needs, and pvq "
-            "never pads: pass code='pyramid' or leave this layer dense"
-        )
 
     def layout(self, rows: int, cols: int) -> Layout:
         """Shape and dtype of each stored tensor of a [rows, cols] matrix."""

@@ -14,9 +14,8 @@ row_scale   bfloat16  [R]               weight = row_scale * table[byte] (at 3 b
 csrc/core/table_codes.h defines the tables and the bits; :func:`pvq._core.code_table` returns them.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -25,13 +24,14 @@ from pvq.arguments import check_bits
 from pvq.codes import Layout, RunTimeForm, Stored
 from pvq.codes.table_fragments import TableFragments
 from pvq.codes.table_rounder import TableRounder
+from pvq.codes.width import WidthCode
 
 WIDTHS = (2, 3, 4)
 STEP = 8  # columns come in multiples of it
 
 
 @dataclass(frozen=True)
-class TableCode:
+class TableCode(WidthCode):
     """The pyramid-table code of one width.
 
     Attributes:
@@ -43,6 +43,8 @@ class TableCode:
     name: ClassVar[str] = "table"
     rotation: ClassVar[str] = "hadamard"
     tensors: ClassVar[tuple[str, ...]] = ("code", "row_scale")
+    widths: ClassVar[tuple[float, ...]] = WIDTHS
+    column_step: ClassVar[int] = STEP
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
@@ -52,53 +54,6 @@ class TableCode:
                 f"choose 2, 3 or 4, or code='pyramid'"
             )
         object.__setattr__(self, "bits", int(self.bits))
-
-    @classmethod
-    def make(cls, bits: float | None) -> "TableCode":
-        """The code of a rate.
-
-        Raises:
-            ValueError: if there is none, or no rate is given.
-            TypeError: if ``bits`` is no number.
-        """
-        if bits is None:
-            raise ValueError("code='table' needs bits: choose 2, 3 or 4")
-        return cls(bits)  # type: ignore[arg-type]  # checked there
-
-    @classmethod
-    def ladder(cls, low: float, high: float, **choices: Any) -> Sequence["TableCode"]:
-        """The codes whose rate is from ``low`` to ``high``, in order of it; no other choices."""
-        return [cls.make(bits, **choices) for bits in WIDTHS if low <= bits <= high]
-
-    @property
-    def rate(self) -> float:
-        """Bits a weight without the row scale."""
-        return self.bits
-
-    def family(self) -> dict[str, Any]:
-        """The choices that do not set the rate, as :meth:`ladder` takes them."""
-        return {}
-
-    def replace(self, **changes: Any) -> "TableCode":
-        """The same with other choices."""
-        return TableCode.make(**{**self.choices(), **changes})
-
-    def choices(self) -> dict[str, Any]:
-        """The fields, ready for JSON."""
-        return asdict(self)
-
-    def describe(self) -> str:
-        """Name and choices in a few words."""
-        return f"table {self.bits} bits"
-
-    def misfit(self, cols: int) -> str | None:
-        """Why rows of ``cols`` weights have no such code, and the way out."""
-        if cols % STEP == 0:
-            return None
-        return (
-            f"{cols} columns are not a multiple of {STEP}, which code='table' needs, and pvq never "
-            "pads: pass code='pyramid' or leave this layer dense"
-        )
 
     def layout(self, rows: int, cols: int) -> Layout:
         """Shape and dtype of each stored tensor of a [rows, cols] matrix."""

@@ -1,4 +1,6 @@
-"""The gradient that all products from fragments share."""
+"""Gradients that products share."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,3 +19,36 @@ def dense_gradient(grad: Tensor, w: Tensor, block: int, seed: int) -> Tensor:
     if block:
         x_grad = torch.ops.pvq.hadamard(x_grad, block, seed, True)
     return x_grad
+
+
+def register_transposes(name: str, tensors: int) -> None:
+    """Makes the products ``pvq::name`` and ``pvq::name_transposed`` each other's gradients.
+
+    Both are linear in their first argument; the codes have no gradient.
+
+    Args:
+        name: of an operator (x, *matrix, *numbers, block, seed); its transpose takes the columns
+            before the block.
+        tensors: of the matrix.
+    """
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.cols = inputs[0].shape[-1]
+        ctx.save_for_backward(*inputs[1 : 1 + tensors])
+        ctx.numbers = inputs[1 + tensors :]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *numbers, block, seed = ctx.numbers
+        matrix = (*ctx.saved_tensors, *numbers, ctx.cols, block, seed)
+        found = getattr(torch.ops.pvq, f"{name}_transposed")(grad, *matrix)
+        return found, *[None] * (tensors + len(ctx.numbers))
+
+    def transposed_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        *numbers, _, block, seed = ctx.numbers
+        found = getattr(torch.ops.pvq, name)(grad, *ctx.saved_tensors, *numbers, block, seed)
+        return found, *[None] * (tensors + len(ctx.numbers))
+
+    torch.library.register_autograd(f"pvq::{name}", backward, setup_context=keep)
+    torch.library.register_autograd(
+        f"pvq::{name}_transposed", transposed_backward, setup_context=keep
+    )

@@ -4,10 +4,10 @@ The products are linear in the activations, so the gradient of one is the other,
 codes. The codes have no gradient.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
+
+from pvq.ops.gradient import register_transposes
 
 
 @torch.library.register_fake("pvq::overlap_search")
@@ -73,30 +73,4 @@ def _overlap_matmul_transposed_fake(
     return g.new_empty((*g.shape[:-1], cols))
 
 
-def _keep_matmul(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, code, row_scale, table, *ctx.numbers = inputs
-    ctx.cols = x.shape[-1]
-    ctx.save_for_backward(code, row_scale, table)
-
-
-def _matmul_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    step_bits, lag, block, seed = ctx.numbers
-    matrix = (*ctx.saved_tensors, step_bits, lag, ctx.cols, block, seed)
-    return torch.ops.pvq.overlap_matmul_transposed(grad, *matrix), *[None] * 7
-
-
-def _keep_transposed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, code, row_scale, table, *ctx.numbers = inputs
-    ctx.save_for_backward(code, row_scale, table)
-
-
-def _transposed_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    step_bits, lag, _, block, seed = ctx.numbers
-    matrix = (*ctx.saved_tensors, step_bits, lag, block, seed)
-    return torch.ops.pvq.overlap_matmul(grad, *matrix), *[None] * 8
-
-
-torch.library.register_autograd("pvq::overlap_matmul", _matmul_backward, setup_context=_keep_matmul)
-torch.library.register_autograd(
-    "pvq::overlap_matmul_transposed", _transposed_backward, setup_context=_keep_transposed
-)
+register_transposes("overlap_matmul", tensors=3)

@@ -4,10 +4,10 @@ The products are linear in the activations, so the gradient of one is the other,
 codes. The codes have no gradient.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
+
+from pvq.ops.gradient import register_transposes
 
 
 @torch.library.register_fake("pvq::table_quantize")
@@ -52,30 +52,4 @@ def _table_matmul_transposed_fake(
     return g.new_empty((*g.shape[:-1], cols))
 
 
-def _keep_matmul(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, code, row_scale, *ctx.numbers = inputs
-    ctx.cols = x.shape[-1]
-    ctx.save_for_backward(code, row_scale)
-
-
-def _matmul_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    bits, block, seed = ctx.numbers
-    matrix = (*ctx.saved_tensors, bits, ctx.cols, block, seed)
-    return torch.ops.pvq.table_matmul_transposed(grad, *matrix), *[None] * 5
-
-
-def _keep_transposed(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, code, row_scale, *ctx.numbers = inputs
-    ctx.save_for_backward(code, row_scale)
-
-
-def _transposed_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    bits, _, block, seed = ctx.numbers
-    matrix = (*ctx.saved_tensors, bits, block, seed)
-    return torch.ops.pvq.table_matmul(grad, *matrix), *[None] * 6
-
-
-torch.library.register_autograd("pvq::table_matmul", _matmul_backward, setup_context=_keep_matmul)
-torch.library.register_autograd(
-    "pvq::table_matmul_transposed", _transposed_backward, setup_context=_keep_transposed
-)
+register_transposes("table_matmul", tensors=2)
