@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from pvq import _core
+from pvq.ops.gradient import register_transposes
 
 _PANEL_ROWS = 16  # rows that the planes hold together, see csrc/cpu/planes.h
-_CODE_INPUTS = 9  # of matmul, after x
 _PLANES_INPUTS = 9  # of matmul_planes and its transpose, after x or g
 
 
@@ -114,19 +114,6 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     """Saves what describes the matrix: all inputs but the activations."""
     ctx.save_for_backward(*(i for i in inputs[1:] if isinstance(i, Tensor)))
     ctx.numbers = [i for i in inputs[1:] if not isinstance(i, Tensor)]
-    ctx.cols = inputs[0].shape[-1]
-
-
-def _matmul_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    *code, block, seed = ctx.numbers
-    matrix = (*ctx.saved_tensors, *code, ctx.cols)
-    return torch.ops.pvq.matmul_transposed(grad, *matrix, block, seed), *[None] * _CODE_INPUTS
-
-
-def _matmul_transposed_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    *code, _, block, seed = ctx.numbers
-    matrix = (*ctx.saved_tensors, *code)
-    return torch.ops.pvq.matmul(grad, *matrix, block, seed), *[None] * (_CODE_INPUTS + 1)
 
 
 def _matmul_planes_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -139,9 +126,8 @@ def _matmul_planes_transposed_backward(ctx: Any, grad: Tensor) -> tuple[Tensor |
     return torch.ops.pvq.matmul_planes(grad, *matrix), *[None] * _PLANES_INPUTS
 
 
+register_transposes("matmul", tensors=3)
 for _name, _backward in (
-    ("matmul", _matmul_backward),
-    ("matmul_transposed", _matmul_transposed_backward),
     ("matmul_planes", _matmul_planes_backward),
     ("matmul_planes_transposed", _matmul_planes_transposed_backward),
 ):
