@@ -4,7 +4,7 @@
 
 Every figure is a median over CUDA-graph replays with weights that no cache can serve
 (timing_cuda.py) and includes all that the call does: our codes rotate the activations (blocks of
-256) and narrow them inside, to int8 for table codes and to float16 for the pyramid code. "floor" is
+256) and narrow them inside, to int8 for table and overlap codes and to float16 for the pyramid code. "floor" is
 a kernel that only reads the bytes of that width. Peers: F.linear in float16 (cuBLAS), torch's int4
 kernel (bfloat16, groups of 128), torch's fp8 product (e4m3, row-wise inputs already quantized) and
 bitsandbytes NF4 where it is installed. Ratios are cuBLAS over the kernel, so above one is faster.
@@ -25,6 +25,8 @@ import torch.nn.functional as F
 from timing_cuda import copies_for, machine, time_calls
 
 import pvq
+from pvq.codes.overlap import trellis
+from pvq.codes.overlap_fragments import OverlapFragments
 
 SHAPES = (
     (4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336), (8192, 8192), (28672, 8192),
@@ -55,6 +57,24 @@ def table_code(bits: int) -> Callable[[int, int, int], Calls]:
         x = activations(tokens, cols)
         return [
             lambda f=f: torch.ops.pvq.table_matmul_fragments(x, f, scale, bits, BLOCK, 1)
+            for f in fragments
+        ]
+
+    return calls
+
+
+def overlap_code(bits: float) -> Callable[[int, int, int], Calls]:
+    def calls(rows: int, cols: int, tokens: int) -> Calls:
+        form = OverlapFragments(trellis(bits))
+        code = torch.randint(
+            0, 256, (rows, int(cols * bits) // 8), dtype=torch.uint8, device="cuda"
+        )
+        first = form.of_stored({"code": code}, (rows, cols))["fragments"]
+        fragments = [first.clone() for _ in range(copies_for(first.numel()))]
+        scale = torch.ones(rows, device="cuda", dtype=torch.bfloat16) / 64
+        x, step_bits = activations(tokens, cols), form.trellis.step_bits
+        return [
+            lambda f=f: torch.ops.pvq.overlap_matmul_fragments(x, f, scale, step_bits, BLOCK, 1)
             for f in fragments
         ]
 
@@ -126,6 +146,11 @@ CANDIDATES: dict[str, tuple[Callable[[int, int, int], Calls], int | None]] = {
     "pvq table 2 bit": (table_code(2), None),
     "pvq table 3 bit": (table_code(3), None),
     "pvq table 4 bit": (table_code(4), None),
+    "pvq overlap 2 bit": (overlap_code(2), None),
+    "pvq overlap 2.5 bit": (overlap_code(2.5), None),
+    "pvq overlap 3 bit": (overlap_code(3), None),
+    "pvq overlap 3.5 bit": (overlap_code(3.5), None),
+    "pvq overlap 4 bit": (overlap_code(4), None),
     "pvq pyramid 3.25, fragments": (pyramid("fragments"), None),
     "pvq pyramid 3.25, index": (pyramid("stored"), None),
     "torch int4": (int4pack, None),

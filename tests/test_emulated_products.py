@@ -13,17 +13,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_overlap_fragments import random_overlap_code
 from test_plane_fragments import random_planes
 from test_table_matmul_cuda import activations, random_code, relative_error, rotate
 
 from pvq.codes.fragments import pack_planes
 from pvq.codes.overlap import OverlapCode, trellis
+from pvq.codes.overlap_fragments import OverlapFragments
 
 ROOT = Path(__file__).parents[1]
 SOURCES = (
     "activations", "overlap_dequantize", "plane_matmul", "plane_wide_4", "plane_wide_6",
     "plane_wide_8", "table_matmul", "table_product_2", "table_product_3", "table_product_4",
-    "table_wide_2", "table_wide_3", "table_wide_4", "wide_plan",
+    "table_wide_2", "table_wide_3", "table_wide_4", "overlap_product_4", "overlap_product_5",
+    "overlap_product_6", "overlap_product_7", "overlap_product_8", "overlap_wide_4",
+    "overlap_wide_5", "overlap_wide_6", "overlap_wide_7", "overlap_wide_8", "wide_plan",
 )  # fmt: skip
 
 
@@ -127,6 +131,20 @@ def test_table_products(products, bits, residual, rows, cols, tokens, block, pro
     found = run(products, "table", fragments, scale, x, bits, block, residual, processors)
     expected = rotate(x.double(), block, 5) @ w.T
     assert relative_error(found, expected) < (1e-3 if residual else 1e-2)
+
+
+@pytest.mark.parametrize("bits", [2, 2.5, 3, 3.5, 4])
+@pytest.mark.parametrize(("rows", "cols", "tokens", "block", "processors"), TABLE_CASES)
+def test_overlap_products(products, bits, rows, cols, tokens, block, processors):
+    code, scale, w = random_overlap_code(rows, cols, bits, seed=rows)
+    x = activations(tokens, cols)
+    form = OverlapFragments(trellis(bits))
+    fragments = form.of_stored({"code": code}, (rows, cols))["fragments"]
+    expected = rotate(x.double(), block, 5) @ w.T
+    for residual, allowed in ((False, 1e-2), (True, 1e-3)):
+        step_bits = form.trellis.step_bits
+        found = run(products, "lapped", fragments, scale, x, step_bits, block, residual, processors)
+        assert relative_error(found, expected) < allowed
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8])

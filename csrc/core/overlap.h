@@ -45,4 +45,12 @@ struct OverlapTrellis {
   PVQ_ALWAYS int symbols() const { return 1 << step_bits; }
 };
 
+// The trellises of the library's codes by the bits of a symbol, 4 to 8 (2 to 4 bits a weight).
+struct OverlapShape {
+  int window_bits, lag;
+};
+PVQ_HD constexpr OverlapShape overlap_shape(int step_bits) {
+  return step_bits <= 5 ? OverlapShape{8, 2} : OverlapShape{9, 1};
+}
+
 }  // namespace pvq

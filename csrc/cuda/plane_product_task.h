@@ -20,6 +20,7 @@ PVQ_HD constexpr WideTile plane_wide_tile(int bits, int group, int columns) {
                           : 1,
           ActivationForm::kFloat16Steps,
           int(plane_chunk_bytes(bits, group)),
+          false,
           false};
 }
 

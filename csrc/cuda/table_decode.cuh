@@ -15,6 +15,7 @@
 
 #include "cuda/product_output.cuh"
 #include "cuda/ptx.cuh"
+#include "cuda/table_matmul.h"
 
 namespace pvq {
 
@@ -24,13 +25,16 @@ constexpr int kTableRowBytes = 256;
 constexpr int kMagicBits = 0x4B400000;
 constexpr float kMagic = 12582912.0f;
 
-// The table, a copy a lane.
+// The table in front of a code's fragments, a copy a lane.
+template <class Chunk>
 __device__ __forceinline__ void fill_table(const uint8_t* fragments, uint8_t* table, int threads) {
   const uint32_t* words = reinterpret_cast<const uint32_t*>(fragments);
+  constexpr int kRows = Chunk::kHeaderBytes / 4;
+  constexpr int kRowBytes = 256 * kTableRowBytes / kRows;
 #pragma unroll 4
-  for (int row = threadIdx.x / 8; row < 256; row += threads / 8) {
+  for (int row = threadIdx.x / 8; row < kRows; row += threads / 8) {
     const uint32_t word = __ldg(words + row);
-    reinterpret_cast<uint4*>(table + row * kTableRowBytes)[threadIdx.x % 8] =
+    reinterpret_cast<uint4*>(table + row * kRowBytes)[threadIdx.x % 8] =
         make_uint4(word, word, word, word);
   }
 }
@@ -50,6 +54,13 @@ struct LaneTable {
   __device__ __forceinline__ uint32_t entry(uint32_t word) const {
     return look_up_word<kTableAddress>(table_offset<kByte>(word, lane_offset));
   }
+  // By the offset of the row in the table, among other bits; kRowBits are a row's number, of which
+  // bit 15 is the highest.
+  template <int kRowBits>
+  __device__ __forceinline__ uint32_t entry_at(uint32_t offset) const {
+    constexpr uint32_t kMask = 0x10000 - (0x10000 >> kRowBits);
+    return look_up_word<kTableAddress>((offset & kMask) | lane_offset);
+  }
 };
 
 // Reads them through a function of the code.
@@ -61,6 +72,10 @@ struct AnyTable {
   __device__ __forceinline__ uint32_t entry(uint32_t word) const {
     return read(word >> (8 * kByte) & 255);
   }
+  template <int kRowBits>
+  __device__ __forceinline__ uint32_t entry_at(uint32_t offset) const {
+    return read((offset & 0xFFFF) >> (16 - kRowBits));
+  }
 };
 
 template <class Table>
@@ -71,9 +86,17 @@ __device__ __forceinline__ void look_up(uint32_t word, const Table& table, uint3
   entry[3] = table.template entry<3>(word);
 }
 
+// A chunk in registers: load(from_shared, lane) or load_global(from, lane), then the steps in
+// order, decode<step>(table, a). kHeaderBytes, the table, stand in front of the fragments. Weights
+// are the signed bytes v of a, or
+//   kHalfOdd   2 v + 1
+//   kBiased    v - 128, v unsigned
+// With kCrossed, register 2 h + u of a step holds columns 2 h, 2 h + 1, 2 h + 4 and 2 h + 5 instead
+// of 4 h + i. to_signed_columns(a) makes a as if it were neither biased nor crossed.
+
 // chunk.decode<step>(table, a) for a step that is constant once loops are unrolled.
 template <class Chunk, class Table>
-__device__ __forceinline__ void decode_step(const Chunk& chunk, int step, const Table& table,
+__device__ __forceinline__ void decode_step(Chunk& chunk, int step, const Table& table,
                                             uint32_t (&a)[4]) {
   switch (step) {
     case 0:
@@ -88,12 +111,19 @@ __device__ __forceinline__ void decode_step(const Chunk& chunk, int step, const 
 }
 
 template <int kBits>
+struct TableTraits {
+  static constexpr TableFormat kFormat = TableFormat::table(kBits);
+  static constexpr int kBytes = kFormat.chunk_bytes(), kHeaderBytes = kFormat.header_bytes();
+  static constexpr bool kHalfOdd = false, kBiased = false, kCrossed = false;
+  static __device__ __forceinline__ void to_signed_columns(uint32_t (&)[4]) {}
+};
+
+template <int kBits>
 struct TableChunk;
 
 // A byte names four weights: byte r of word s is register r of step s.
 template <>
-struct TableChunk<2> {
-  static constexpr int kBytes = 512;
+struct TableChunk<2> : TableTraits<2> {
   uint4 codes;
 
   __device__ __forceinline__ void load(uint32_t from, int lane) {
@@ -112,8 +142,8 @@ struct TableChunk<2> {
 // belongs to weight i of register r of step s. The table holds a for magnitudes 2 a + 1, so the
 // complement of an entry is its negative.
 template <>
-struct TableChunk<3> {
-  static constexpr int kBytes = 768;
+struct TableChunk<3> : TableTraits<3> {
+  static constexpr bool kHalfOdd = true;
   uint4 codes;
   uint2 signs;
 
@@ -136,8 +166,7 @@ struct TableChunk<3> {
 
 // A byte names two weights: bytes 2 r and 2 r + 1 of the eight of a step are register r.
 template <>
-struct TableChunk<4> {
-  static constexpr int kBytes = 1024;
+struct TableChunk<4> : TableTraits<4> {
   uint4 codes[2];
 
   __device__ __forceinline__ void load(uint32_t from, int lane) {

@@ -1,5 +1,6 @@
-// Table codes back to dense weights.
+// Table codes and overlapping-pyramid codes from fragments back to dense weights.
 #include "cuda/expand.cuh"
+#include "cuda/overlap_decode.cuh"
 #include "cuda/rounded.cuh"
 #include "cuda/table_decode.cuh"
 #include "cuda/table_matmul.h"
@@ -9,13 +10,14 @@ namespace {
 
 // A warp expands a chunk: a lane has 32 neighbouring columns of two rows, and writes 16 bytes of
 // them at a time. The table lies in shared memory once: conflicts cost less here than copies.
-template <int kBits, class T>
+template <class Chunk, class T>
 __global__ void __launch_bounds__(kExpandThreads)
     expand_kernel(const uint8_t* __restrict__ fragments, const uint16_t* __restrict__ row_scale,
                   int64_t rows, int64_t cols, int64_t num_chunks, T* __restrict__ w) {
-  using Chunk = TableChunk<kBits>;
-  __shared__ uint32_t table[256];
-  table[threadIdx.x] = reinterpret_cast<const uint32_t*>(fragments)[threadIdx.x];
+  constexpr int kWords = Chunk::kHeaderBytes / 4;
+  __shared__ uint32_t table[kWords];
+  for (int i = threadIdx.x; i < kWords; i += kExpandThreads)
+    table[i] = reinterpret_cast<const uint32_t*>(fragments)[i];
   __syncthreads();
   const int lane = threadIdx.x % 32;
   const int64_t chunks = cols / kChunkCols;  // of a tile
@@ -23,7 +25,7 @@ __global__ void __launch_bounds__(kExpandThreads)
   for (int64_t place = (blockIdx.x * int64_t(kExpandThreads) + threadIdx.x) / 32;
        place < num_chunks; place += warps) {
     Chunk chunk;
-    chunk.load_global(fragments + kTableBytes + place * Chunk::kBytes, lane);
+    chunk.load_global(fragments + Chunk::kHeaderBytes + place * Chunk::kBytes, lane);
     const int64_t first_row = place / chunks * kTileRows + lane / 4;
     const int64_t col = place % chunks * kChunkCols + lane % 4 * 32;
     float scale[2];
@@ -32,7 +34,8 @@ __global__ void __launch_bounds__(kExpandThreads)
       const int64_t row = first_row + 8 * u;
       scale[u] = row < rows ? __uint_as_float(uint32_t(row_scale[row]) << 16) : 0.0f;
     }
-    const auto write_step = [&](int step, const uint32_t (&a)[4]) {
+    const auto write_step = [&](int step, uint32_t (&a)[4]) {
+      Chunk::to_signed_columns(a);
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
         uint32_t out[4];
@@ -44,7 +47,7 @@ __global__ void __launch_bounds__(kExpandThreads)
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
               const int stored = static_cast<int8_t>(a[2 * h + u] >> (8 * (i + k)));
-              v[k] = scale[u] * static_cast<float>(kBits == 3 ? 2 * stored + 1 : stored);
+              v[k] = scale[u] * static_cast<float>(Chunk::kHalfOdd ? 2 * stored + 1 : stored);
             }
             out[2 * h + i / 2] = rounded_pair<T>(v[0], v[1]);
           }
@@ -67,21 +70,21 @@ __global__ void __launch_bounds__(kExpandThreads)
   }
 }
 
-template <int kBits>
+template <class Chunk>
 int expand(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows, int64_t cols,
            RealType type, void* w, cudaStream_t stream) {
-  return launch_expand(expand_kernel<kBits, __half>, expand_kernel<kBits, __nv_bfloat16>, fragments,
+  return launch_expand(expand_kernel<Chunk, __half>, expand_kernel<Chunk, __nv_bfloat16>, fragments,
                        row_scale, rows, cols, type, w, stream);
 }
 
 }  // namespace
 
 int table_expand_cuda(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows,
-                      int64_t cols, int bits, RealType type, void* w, void* stream) {
+                      int64_t cols, TableFormat format, RealType type, void* w, void* stream) {
   const auto queue = static_cast<cudaStream_t>(stream);
-  return bits == 2   ? expand<2>(fragments, row_scale, rows, cols, type, w, queue)
-         : bits == 3 ? expand<3>(fragments, row_scale, rows, cols, type, w, queue)
-                     : expand<4>(fragments, row_scale, rows, cols, type, w, queue);
+  return with_chunk(format, [&](auto chunk) {
+    return expand<typename decltype(chunk)::type>(fragments, row_scale, rows, cols, type, w, queue);
+  });
 }
 
 }  // namespace pvq

@@ -16,6 +16,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kChunks = 4;  // of a block
+constexpr int kHeaderBytes = TableFormat::table(2).header_bytes();
 
 template <int kBits>
 struct Stored {
@@ -142,7 +143,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();  // the chunks are whole
   constexpr int kBytes = Stored<kBits>::kChunkBytes;
-  copy_vectors(fragments + kTableBytes + span.offset * kBytes, chunks, span.count * kBytes);
+  copy_vectors(fragments + kHeaderBytes + span.offset * kBytes, chunks, span.count * kBytes);
 }
 
 template <int kBits>
@@ -151,7 +152,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ __align__(16) uint8_t chunks[kChunks * Stored<kBits>::kChunkBytes];
   const Span span(m);
   constexpr int kBytes = Stored<kBits>::kChunkBytes;
-  copy_vectors(chunks, fragments + kTableBytes + span.offset * kBytes, span.count * kBytes);
+  copy_vectors(chunks, fragments + kHeaderBytes + span.offset * kBytes, span.count * kBytes);
   __syncthreads();  // the chunks are there
 
   for (int i = threadIdx.x; i < NameWord<kBits>::count(span); i += kThreads) {
@@ -201,7 +202,8 @@ __global__ void __launch_bounds__(kThreads) rows_kernel(const FragmentRows task)
     const int bits = task.bits;
     const auto* table = reinterpret_cast<const uint32_t*>(task.fragments);
     const int64_t chunk_number = row / kTileRows * (task.cols / kChunkCols) + column / kChunkCols;
-    const uint8_t* chunk = task.fragments + kTableBytes + chunk_number * table_chunk_bytes(bits);
+    const uint8_t* chunk =
+        task.fragments + kHeaderBytes + chunk_number * TableFormat::table(bits).chunk_bytes();
     const FragmentPlace at =
         FragmentPlace::of_weight(int(row % kTileRows), int(column % kChunkCols));
     uint32_t entries = table[chunk[at.code_byte(bits)]];

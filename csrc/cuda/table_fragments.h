@@ -18,8 +18,8 @@ struct TableWords {
   uint32_t word[kTablePoints];
 };
 
-// fragments [table_fragment_bytes] from code [rows, cols * bits / 8] and its table, which is host
-// memory. Rows that fill the last tile are zero bytes.
+// fragments [TableFormat::fragment_bytes] from code [rows, cols * bits / 8] and its table, which is
+// host memory. Rows that fill the last tile are zero bytes.
 int fragments_from_codes_cuda(const TableWords& table, const uint8_t* code, int64_t rows,
                               int64_t cols, int bits, uint8_t* fragments, void* stream);
 

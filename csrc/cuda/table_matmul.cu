@@ -1,4 +1,4 @@
-// Products from table codes: the choice of the kernel.
+// Products from table codes and overlapping-pyramid codes: the choice of the kernel.
 #include "cuda/table_matmul.h"
 
 #include <cuda_runtime.h>
@@ -24,7 +24,7 @@ bool is_fused(const TableProduct& t) {
 }
 
 WideTile tile_of(const TableProduct& t) {
-  return table_wide_tile(t.bits,
+  return table_wide_tile(t.format,
                          table_wide_columns(rows_of(t), t.rows, device_limits().multiprocessors));
 }
 
@@ -42,6 +42,22 @@ WideWorkspace workspace_of(const TableProduct& t) {
   return WideWorkspace(tile_of(t), plan_of(t), t.cols / kChunkCols, columns_of(t));
 }
 
+ProductLaunch* narrow_launch(TableFormat format) {
+  constexpr ProductLaunch* kTable[] = {table_product_2, table_product_3, table_product_4};
+  constexpr ProductLaunch* kOverlap[] = {overlap_product_4, overlap_product_5, overlap_product_6,
+                                         overlap_product_7, overlap_product_8};
+  return format.overlap ? kOverlap[format.half_bits - 4] : kTable[format.half_bits / 2 - 2];
+}
+
+ProductLaunch* wide_launch(TableFormat format) {
+  constexpr ProductLaunch* kTable[] = {table_product_wide_2, table_product_wide_3,
+                                       table_product_wide_4};
+  constexpr ProductLaunch* kOverlap[] = {overlap_product_wide_4, overlap_product_wide_5,
+                                         overlap_product_wide_6, overlap_product_wide_7,
+                                         overlap_product_wide_8};
+  return format.overlap ? kOverlap[format.half_bits - 4] : kTable[format.half_bits / 2 - 2];
+}
+
 }  // namespace
 
 int64_t table_product_workspace(const TableProduct& t) {
@@ -57,8 +73,14 @@ int table_product_cuda(const TableProduct& t, void* stream) {
   task.weights = t.fragments;
   task.row_scale = t.row_scale;
   task.y = t.y;
-  task.activations = {t.x,        t.type, t.cols, t.tokens, t.block, t.seed, t.residual ? 2 : 1,
-                      t.bits == 3};
+  task.activations = {t.x,
+                      t.type,
+                      t.cols,
+                      t.tokens,
+                      t.block,
+                      t.seed,
+                      t.residual ? 2 : 1,
+                      t.format.overlap || t.format.half_bits == 6};
   task.rows = int(t.rows);
   task.chunks = int(t.cols / kChunkCols);
   const int processors = device_limits().multiprocessors;
@@ -66,9 +88,7 @@ int table_product_cuda(const TableProduct& t, void* stream) {
     constexpr ActivationForm kForm = ActivationForm::kInt8Steps;
     workspace_of(t).place(t.workspace, tile_of(t), columns_of(t), &task);
     if (const int error = quantize_activations(task, kForm, plan_of(t).groups, queue)) return error;
-    return t.bits == 2   ? table_product_wide_2(task, processors, queue)
-           : t.bits == 3 ? table_product_wide_3(task, processors, queue)
-                         : table_product_wide_4(task, processors, queue);
+    return wide_launch(t.format)(task, processors, queue);
   }
   if (!is_fused(t)) {
     constexpr ActivationForm kForm = ActivationForm::kInt8Lanes;
@@ -76,9 +96,7 @@ int table_product_cuda(const TableProduct& t, void* stream) {
         QuantizedActivations::at(t.workspace, kForm, task.chunks, columns_of(t), kOneGroup);
     if (const int error = quantize_activations(task, kForm, 0, queue)) return error;
   }
-  return t.bits == 2   ? table_product_2(task, processors, queue)
-         : t.bits == 3 ? table_product_3(task, processors, queue)
-                       : table_product_4(task, processors, queue);
+  return narrow_launch(t.format)(task, processors, queue);
 }
 
 }  // namespace pvq

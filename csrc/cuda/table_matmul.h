@@ -1,26 +1,40 @@
-// Products from pyramid-table codes on the GPU (core/table_codes.h defines the codes).
+// Products from pyramid-table codes (core/table_codes.h) and overlapping-pyramid codes
+// (core/overlap.h) on the GPU.
 //
 // The kernels read the codes as fragments (cuda/fragments.h) behind a header with the table;
-// cuda/table_decode.cuh says where a weight's bits lie.
+// cuda/table_decode.cuh and cuda/overlap_decode.cuh say where a weight's bits lie.
 #pragma once
 
+#include "core/overlap.h"
 #include "cuda/fragments.h"
 
 namespace pvq {
 
 constexpr int kNarrowRows = 8;  // of activations, for which the product has a kernel of its own
 
-constexpr int64_t table_chunk_bytes(int bits) { return kTileRows * kChunkCols * bits / 8; }
-// The 256 words of the table (word i holds the entries of code i, int8, first weight lowest) stand
-// in front of the fragments.
-constexpr int64_t kTableBytes = 256 * 4;
-constexpr int64_t table_fragment_bytes(int64_t rows, int64_t cols, int bits) {
-  return kTableBytes + tiles_of(rows) * (cols / kChunkCols) * table_chunk_bytes(bits);
-}
+// A code that products read through a table of words in shared memory: a table code of 2, 3 or 4
+// bits a weight, or an overlapping-pyramid code whose symbols of two weights have 4 to 8.
+struct TableFormat {
+  bool overlap;
+  int half_bits;  // twice the bits of a weight
+
+  static PVQ_HD constexpr TableFormat table(int bits) { return {false, 2 * bits}; }
+  static PVQ_HD constexpr TableFormat overlapping(int step_bits) { return {true, step_bits}; }
+  PVQ_HD constexpr int chunk_bytes() const { return kTileRows * kChunkCols * half_bits / 16; }
+  PVQ_HD constexpr int table_words() const {
+    return overlap ? 1 << overlap_shape(half_bits).window_bits : 256;
+  }
+  // The table stands in front of the fragments. Its word i holds the entries of code i of a table
+  // code, int8, first weight lowest, or the points of window i (overlap_decode.cuh).
+  PVQ_HD constexpr int header_bytes() const { return table_words() * 4; }
+  constexpr int64_t fragment_bytes(int64_t rows, int64_t cols) const {
+    return header_bytes() + tiles_of(rows) * (cols / kChunkCols) * chunk_bytes();
+  }
+};
 
 // w [rows, cols] = row_scale * point, from fragments. Returns a cudaError_t.
 int table_expand_cuda(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows,
-                      int64_t cols, int bits, RealType type, void* w, void* stream);
+                      int64_t cols, TableFormat format, RealType type, void* w, void* stream);
 
 struct TableProduct {
   const uint8_t* fragments;
@@ -30,8 +44,8 @@ struct TableProduct {
   void* workspace;            // table_product_workspace bytes, 16-byte aligned
   int64_t rows, cols;         // cols a multiple of 128 and of block
   int tokens;                 // 1 to kMaxProductTokens
-  int bits;                   // 2, 3 or 4
-  int block;                  // 0 (no rotation) or as product_block_supported says
+  TableFormat format;
+  int block;  // 0 (no rotation) or as product_block_supported says
   uint64_t seed;
   bool residual;  // activations in two int8 passes, 15 bits
   RealType type;

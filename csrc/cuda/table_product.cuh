@@ -1,6 +1,6 @@
-// The product kernel of the table codes for up to 8 rows of activations (tokens, or tokens and
-// their residuals) a block; csrc/cuda/table_product_{2,3,4}.cu instantiate it. table_wide.cuh has
-// the one for more.
+// The product kernel of the table codes and the overlapping-pyramid codes for up to 8 rows of
+// activations (tokens, or tokens and their residuals) a block; csrc/cuda/table_product_{2,3,4}.cu
+// and overlap_product_{4..8}.cu instantiate it. table_wide.cuh has the one for more.
 //
 // A block owns a run of tiles (16 rows each) and walks over the whole depth: warp w of 16 takes
 // chunk (128 columns) 16 i + w of every tile, so its activations are the same for all tiles and
@@ -8,8 +8,8 @@
 // ring, 16 or 32 chunks at a time, for the chunks of a block are one stretch of memory; the others
 // add up the sums of a tile over the warps, in a fixed order, and write them.
 //
-//   shared memory: | table, partial sums in its gaps | ring of codes | activations (fused form) |
-//                  | offsets | barriers |
+//   shared memory: | table, partial sums in its gaps if it has any | partial sums if not |
+//                  | ring of codes | activations (fused form) | offsets | barriers |
 //
 // The ring fills while the activations are rotated, and, with programmatic dependent launch, while
 // the previous kernel still runs.
@@ -34,20 +34,24 @@ constexpr int kWarps = 16;  // that multiply
 constexpr int kMultiplyingThreads = kWarps * 32;
 constexpr int kThreads = kMultiplyingThreads + 128;
 constexpr int kAddingThreads = 96;
-constexpr int kRingLimit = 128 * 1024;
 constexpr int kMostSumSlots = 8;
 
 // J: chunks that a warp takes of a tile in a pass over the columns.
-template <int kBits, int J>
+template <class Chunk, int J>
 struct ProductShape {
-  using Chunk = TableChunk<kBits>;
   static constexpr int kPair = J % 2 ? 1 : 2;  // chunks a warp and stage
   static constexpr int kGroupBytes = kWarps * Chunk::kBytes;
   static constexpr int kStageBytes = kPair * kGroupBytes;
   static constexpr int kSteps = J / kPair;  // stages of a tile and pass
+  // 512 rows of a table leave no gaps.
+  static constexpr bool kGaps = Chunk::kHeaderBytes == 1024;
+  static constexpr int kSumBytes = kGaps ? kTableGapBytes : 16 * 1024;
+  static constexpr int kSumAddress = kGaps ? kTableAddress + 128 : kTableEnd;
+  static constexpr int kSumStride = kGaps ? kTableRowBytes : 128;
+  static constexpr int kRingAddress = kTableEnd + (kGaps ? 0 : kSumBytes);
+  static constexpr int kRingLimit = 128 * 1024 - (kRingAddress - kTableEnd);
   // A multiple of the steps, so that places in the ring are constants of the unrolled loop.
   static constexpr int kStages = std::max(1, kRingLimit / (kStageBytes * kSteps)) * kSteps;
-  static constexpr int kRingAddress = kTableEnd;
   static constexpr int kActivationsAddress = kRingAddress + kStages * kStageBytes;
   static constexpr int kBarriers = kEndAddress - 16 * (kStages + kMostSumSlots);
   static constexpr int kOffsetsAddress = kBarriers - 3 * kNarrowRows * 4;
@@ -67,8 +71,9 @@ struct ProductShape {
   }
 };
 
-// Partial sums of a tile and warp: 16 rows of each column. Two columns share a gap of the table,
-// swizzled so that the lanes of a warp, which write eight rows of four pairs, meet in no bank.
+// Partial sums of a tile and warp: 16 rows of each column. Two columns share 128 bytes, swizzled so
+// that the lanes of a warp, which write eight rows of four pairs, meet in no bank.
+template <class Shape>
 struct SumPlace {
   int columns;  // of the layout: one, or an even number
 
@@ -76,13 +81,13 @@ struct SumPlace {
   // Of row 0 of column 0 of a warp's first tile; tiles follow each other tile_bytes() apart.
   __device__ __forceinline__ uint32_t of_warp(int warp) const {
     const int unit = warp * columns;
-    return kTableAddress + 128 + (unit >> 1) * kTableRowBytes + (unit & 1) * 64;
+    return Shape::kSumAddress + (unit >> 1) * Shape::kSumStride + (unit & 1) * 64;
   }
   __device__ __forceinline__ int tile_bytes() const {
-    return kWarps / 2 * columns * kTableRowBytes;
+    return kWarps / 2 * columns * Shape::kSumStride;
   }
   static __device__ __forceinline__ uint32_t of_item(int column, int row) {
-    return uint32_t((column >> 1) * kTableRowBytes +
+    return uint32_t((column >> 1) * Shape::kSumStride +
                     ((((column & 1) * 16 + row) ^ ((column >> 1) << 3)) << 2));
   }
 };
@@ -97,9 +102,9 @@ struct NarrowPlan {
 };
 
 // Copies the codes of a block's tiles in the order in which its warps take them; one thread.
-template <int kBits, int J>
+template <class Chunk, int J>
 struct CodeStream {
-  using Shape = ProductShape<kBits, J>;
+  using Shape = ProductShape<Chunk, J>;
   const uint8_t* origin;  // of the block's first tile
   int64_t tile_bytes;
   int chunks, num_tiles;
@@ -111,12 +116,12 @@ struct CodeStream {
   __device__ __forceinline__ void copy_next() {
     constexpr int kStageChunks = Shape::kPair * kWarps;
     const int first = (pass * Shape::kSteps + step) * kStageChunks;
-    const int bytes = max(0, min(kStageChunks, chunks - first)) * Shape::Chunk::kBytes;
+    const int bytes = max(0, min(kStageChunks, chunks - first)) * Chunk::kBytes;
     const uint32_t barrier = Shape::full_barrier(stage);
     barrier_arrive_expecting(barrier, bytes);
     if (bytes > 0)
       copy_bulk(Shape::kRingAddress + stage * Shape::kStageBytes,
-                origin + (group + tile) * tile_bytes + int64_t(first) * Shape::Chunk::kBytes, bytes,
+                origin + (group + tile) * tile_bytes + int64_t(first) * Chunk::kBytes, bytes,
                 barrier);
     if (++stage == Shape::kStages) stage = 0;
     if (++step < Shape::kSteps) return;
@@ -130,18 +135,22 @@ struct CodeStream {
 };
 
 // Adds the sums of the block's tiles up over the warps and writes them; kAddingThreads of them.
-template <class Shape, bool kHalfOdd>
+template <class Chunk, int J>
 __device__ __forceinline__ void add_sums(const ProductTask& task, const NarrowPlan& plan,
                                          const QuantizedActivations& a, uint8_t* shared,
                                          int first_row, int rows, int first_tile, int num_tiles,
                                          int thread) {
+  using Shape = ProductShape<Chunk, J>;
+  // A weight is kFactor * stored + kOffset.
+  constexpr int kFactor = Chunk::kHalfOdd ? 2 : 1;
+  constexpr int kOffset = Chunk::kHalfOdd ? 1 : Chunk::kBiased ? -128 : 0;
   const int slots = task.activations.slots, first_token = first_row / slots;
-  const SumPlace sums(rows);
+  const SumPlace<Shape> sums(rows);
   const int lane = thread % 32, in_tile = thread % kTileRows;
-  // What the sums of half-odd weights lack, of each column; every warp finds it for itself.
+  // The sum of the activations of each column; every warp finds it for itself.
   float* offset = reinterpret_cast<float*>(shared + (Shape::kOffsetsAddress - kFirstAddress)) +
                   thread / 32 * kNarrowRows;
-  if (kHalfOdd) {
+  if (kOffset) {
     const int column = lane % kNarrowRows;
     float total = 0;
     if (column < rows) {
@@ -172,8 +181,8 @@ __device__ __forceinline__ void add_sums(const ProductTask& task, const NarrowPl
         for (int w = 0; w < kWarps; ++w)
           sum += *reinterpret_cast<const float*>(
               shared + (slot * sums.tile_bytes() + sums.of_warp(w) +
-                        SumPlace::of_item(column, in_tile) - kFirstAddress));
-        total += kHalfOdd ? 2 * sum + offset[column] : sum;
+                        SumPlace<Shape>::of_item(column, in_tile) - kFirstAddress));
+        total += kOffset ? kFactor * sum + kOffset * offset[column] : sum;
       }
       if (row < task.rows) write_scaled(task, first_token + token, row, total * row_scale);
     }
@@ -182,13 +191,18 @@ __device__ __forceinline__ void add_sums(const ProductTask& task, const NarrowPl
   }
 }
 
+// Two times eight columns in the order of the steps of a crossed chunk.
+__device__ __forceinline__ void cross(uint4& v) {
+  v = make_uint4(byte_permute(v.x, v.y, 0x5410), byte_permute(v.x, v.y, 0x7632),
+                 byte_permute(v.z, v.w, 0x5410), byte_permute(v.z, v.w, 0x7632));
+}
+
 // kOne: there is one row of activations.
-template <int kBits, int J, bool kOne>
+template <class Chunk, int J, bool kOne>
 __global__ void __launch_bounds__(kThreads, 1)
     table_product_kernel(const __grid_constant__ ProductTask task, const NarrowPlan plan) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using Shape = ProductShape<kBits, J>;
-  using Chunk = typename Shape::Chunk;
+  using Shape = ProductShape<Chunk, J>;
   uint8_t* const shared = dynamic_shared();
   check_first_address(shared);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
@@ -209,10 +223,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (warp >= kWarps) {
     give_registers_up<56>();
     const bool copies = thread == kMultiplyingThreads;
-    CodeStream<kBits, J> stream{};
+    CodeStream<Chunk, J> stream{};
     if (copies) {
       stream.tile_bytes = int64_t(chunks) * Chunk::kBytes;
-      stream.origin = task.weights + kTableBytes + first_tile * stream.tile_bytes;
+      stream.origin = task.weights + Chunk::kHeaderBytes + first_tile * stream.tile_bytes;
       stream.chunks = chunks;
       stream.num_tiles = num_tiles;
       stream.plan = plan;
@@ -235,8 +249,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     allow_next_kernel();
     __syncthreads();
     if (warp > kWarps) {
-      add_sums<Shape, kBits == 3>(task, plan, a, shared, first_row, rows, first_tile, num_tiles,
-                                  thread - kMultiplyingThreads - 32);
+      add_sums<Chunk, J>(task, plan, a, shared, first_row, rows, first_tile, num_tiles,
+                         thread - kMultiplyingThreads - 32);
     } else if (copies) {
       int parity = 0;
 #pragma unroll 1
@@ -249,7 +263,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     return;
   }
   take_registers<104>();
-  fill_table(task.weights, shared + (kTableAddress - kFirstAddress), kMultiplyingThreads);
+  fill_table<Chunk>(task.weights, shared + (kTableAddress - kFirstAddress), kMultiplyingThreads);
 
   // --- the activations
   if (fused) {
@@ -267,8 +281,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   // --- the product
   const LaneTable table{uint32_t(lane * 4)};
   const int row = lane / 4, quarter = lane % 4;  // of the fragment
-  const SumPlace sums(rows);
-  const uint32_t my_sums = sums.of_warp(warp) + SumPlace::of_item(2 * quarter, row);
+  const SumPlace<Shape> sums(rows);
+  const uint32_t my_sums = sums.of_warp(warp) + SumPlace<Shape>::of_item(2 * quarter, row);
   const auto sum_at = [&](uint32_t address) {
     return reinterpret_cast<float*>(shared + (address - kFirstAddress));
   };
@@ -286,9 +300,11 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (chunk < chunks) {
           if (row < rows) {
 #pragma unroll
-            for (int h = 0; h < 2; ++h)
+            for (int h = 0; h < 2; ++h) {
               b[j][h] = *reinterpret_cast<const uint4*>(a.section(chunk, 0, first_row + row) +
                                                         a.unit(kForm, row, 2 * quarter + h));
+              if constexpr (Chunk::kCrossed) cross(b[j][h]);
+            }
           }
           if (2 * quarter < rows) scale[j].x = a.scale(chunk, first_row + 2 * quarter);
           if (2 * quarter + 1 < rows) scale[j].y = a.scale(chunk, first_row + 2 * quarter + 1);
@@ -310,7 +326,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           __syncwarp();
           if (lane == 0) barrier_arrive(Shape::free_barrier(stage + step));
           // Two chains of products run side by side: a product waits some 30 clocks for the one
-          // before. They are those of two chunks, or the halves of one.
+          // before. They are those of two chunks, or alternate steps of one.
           int sum[2][4];
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
@@ -322,11 +338,16 @@ __global__ void __launch_bounds__(kThreads, 1)
           for (int s = 0; s < kChain; ++s)
 #pragma unroll
             for (int c = 0; c < 2; ++c) {
-              const int p = Shape::kPair == 2 ? c : 0, k = Shape::kPair == 2 ? s : 2 * c + s;
+              const int p = Shape::kPair == 2 ? c : 0, k = Shape::kPair == 2 ? s : 2 * s + c;
               const uint4& v = b[Shape::kPair * step + p][k / 2];
               uint32_t w[4];
               decode_step(chunk[p], k, table, w);
-              mma_int8(sum[c], w, k % 2 ? v.z : v.x, k % 2 ? v.w : v.y, sum[c]);
+              const uint32_t b0 = k % 2 ? v.z : v.x, b1 = k % 2 ? v.w : v.y;
+              if constexpr (Chunk::kBiased) {
+                mma_uint8(sum[c], w, b0, b1, sum[c]);
+              } else {
+                mma_int8(sum[c], w, b0, b1, sum[c]);
+              }
             }
           if constexpr (Shape::kPair == 1) {
 #pragma unroll
@@ -363,9 +384,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 // Launches one instance; the grid is one block an SM, or one a tile where there are fewer.
-template <int kBits, int J>
+template <class Chunk, int J>
 int launch_table_product(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
-  using Shape = ProductShape<kBits, J>;
+  using Shape = ProductShape<Chunk, J>;
   static_assert(Shape::kActivationsAddress +
                     QuantizedActivations::bytes(ActivationForm::kInt8Lanes,
                                                 2 * kMostFusedValues / kChunkCols, 2) <=
@@ -373,33 +394,35 @@ int launch_table_product(const ProductTask& task, int multiprocessors, cudaStrea
   const int rows = task.activations.rows();
   NarrowPlan plan;
   plan.passes = (task.chunks + J * kWarps - 1) / (J * kWarps);
-  plan.slot_bits = rows <= 4 ? 3 : 2;
-  static_assert(4 * kNarrowRows * kWarps * kTileRows * 4 <= kTableGapBytes);
+  const int slot_bytes = kWarps * kTileRows * 4 * std::min((rows + 1) & ~1, kNarrowRows);
+  plan.slot_bits = 1;
+  while (2 << plan.slot_bits <= kMostSumSlots && slot_bytes << plan.slot_bits < Shape::kSumBytes)
+    ++plan.slot_bits;
   plan.group = plan.passes == 1 ? int(tiles_of(task.rows)) : plan.slots() / 2;
   const int groups = (rows + kNarrowRows - 1) / kNarrowRows;
   const int blocks = std::min(int(tiles_of(task.rows)), multiprocessors);
   const auto kernel =
-      rows == 1 ? table_product_kernel<kBits, J, true> : table_product_kernel<kBits, J, false>;
+      rows == 1 ? table_product_kernel<Chunk, J, true> : table_product_kernel<Chunk, J, false>;
   return launch_overlapped(kernel, dim3(unsigned(blocks), unsigned(groups)), kThreads, kSharedBytes,
                            stream, task, plan);
 }
 
 // Picks the instance for the task's columns. Activations of a pass stay in registers, 8 a chunk,
 // which bounds the chunks of a pass.
-template <int kBits>
+template <class Chunk>
 int launch_table_product(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
   constexpr int kMost = 4;
   const int chunks = (task.chunks + kWarps - 1) / kWarps;  // of a warp
   const int passes = (chunks + kMost - 1) / kMost;
   switch ((chunks + passes - 1) / passes) {
     case 1:
-      return launch_table_product<kBits, 1>(task, multiprocessors, stream);
+      return launch_table_product<Chunk, 1>(task, multiprocessors, stream);
     case 2:
-      return launch_table_product<kBits, 2>(task, multiprocessors, stream);
+      return launch_table_product<Chunk, 2>(task, multiprocessors, stream);
     case 3:
-      return launch_table_product<kBits, 3>(task, multiprocessors, stream);
+      return launch_table_product<Chunk, 3>(task, multiprocessors, stream);
     default:
-      return launch_table_product<kBits, 4>(task, multiprocessors, stream);
+      return launch_table_product<Chunk, 4>(task, multiprocessors, stream);
   }
 }
 

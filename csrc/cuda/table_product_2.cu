@@ -4,7 +4,7 @@
 namespace pvq {
 
 int table_product_2(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
-  return launch_table_product<2>(task, multiprocessors, stream);
+  return launch_table_product<TableChunk<2>>(task, multiprocessors, stream);
 }
 
 }  // namespace pvq

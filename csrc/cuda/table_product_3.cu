@@ -4,7 +4,7 @@
 namespace pvq {
 
 int table_product_3(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
-  return launch_table_product<3>(task, multiprocessors, stream);
+  return launch_table_product<TableChunk<3>>(task, multiprocessors, stream);
 }
 
 }  // namespace pvq

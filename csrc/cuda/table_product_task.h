@@ -1,5 +1,5 @@
-// The launches of the table products by width: one file each, because every instance takes seconds
-// to compile.
+// The launches of the products of tables by format: one file each, because every instance takes
+// seconds to compile.
 #pragma once
 
 #include "cuda/product_task.h"
@@ -13,15 +13,16 @@ namespace pvq {
 constexpr int64_t kMostFusedValues = 8192;
 
 // Blocks take kNarrowRows rows of activations each; warps share a tile's columns.
-int table_product_2(const ProductTask& task, int multiprocessors, cudaStream_t stream);
-int table_product_3(const ProductTask& task, int multiprocessors, cudaStream_t stream);
-int table_product_4(const ProductTask& task, int multiprocessors, cudaStream_t stream);
+using ProductLaunch = int(const ProductTask& task, int multiprocessors, cudaStream_t stream);
+ProductLaunch table_product_2, table_product_3, table_product_4;
+ProductLaunch overlap_product_4, overlap_product_5, overlap_product_6, overlap_product_7,
+    overlap_product_8;
 
 // Any number; warpgroups own rows. Needs activations in the form kInt8Steps, in groups of
 // table_wide_columns.
-int table_product_wide_2(const ProductTask& task, int multiprocessors, cudaStream_t stream);
-int table_product_wide_3(const ProductTask& task, int multiprocessors, cudaStream_t stream);
-int table_product_wide_4(const ProductTask& task, int multiprocessors, cudaStream_t stream);
+ProductLaunch table_product_wide_2, table_product_wide_3, table_product_wide_4;
+ProductLaunch overlap_product_wide_4, overlap_product_wide_5, overlap_product_wide_6,
+    overlap_product_wide_7, overlap_product_wide_8;
 
 // Rows of activations that a wide product takes at a time: all up to 128, or less if that leaves
 // too few groups for the device.
@@ -35,13 +36,14 @@ inline int table_wide_columns(int rows, int64_t weight_rows, int multiprocessors
   return columns;
 }
 // 128 columns need the registers of two warpgroups, which read them for 128 rows.
-PVQ_HD constexpr WideTile table_wide_tile(int bits, int columns) {
+PVQ_HD constexpr WideTile table_wide_tile(TableFormat format, int columns) {
   return {columns,
           columns == 128 ? 2 : 4,
           columns <= 64 ? 4 : 2,
           ActivationForm::kInt8Steps,
-          int(table_chunk_bytes(bits)),
-          true};
+          format.chunk_bytes(),
+          true,
+          format.table_words() == 256};
 }
 
 }  // namespace pvq

@@ -1,28 +1,29 @@
-// The products of the table codes for many tokens; csrc/cuda/table_wide_{2,3,4}.cu instantiate
-// them.
+// The products of the table codes and the overlapping-pyramid codes for many tokens;
+// csrc/cuda/table_wide_{2,3,4}.cu and overlap_wide_{4..8}.cu instantiate them.
 //
 // Limits at 64 tokens and 2 bits, 64 rows of a chunk: the tensor cores take 128 clocks of an SM;
 // shared memory some 180 (64 wavefronts of table, 64 of activations, 32 of codes, 16 of scales);
 // issue some 130 (decoding 50, folding 48).
 #pragma once
 
-#include "cuda/table_decode.cuh"
+#include "cuda/overlap_decode.cuh"
 #include "cuda/table_product_task.h"
 #include "cuda/wide_product.cuh"
 
 namespace pvq {
 
-template <int kBits>
+template <class Chunk>
 struct TableOperand {
-  using Chunk = TableChunk<kBits>;
-  static constexpr int kHeaderBytes = int(kTableBytes);
+  static constexpr int kHeaderBytes = Chunk::kHeaderBytes;
   static constexpr int kChunkBytes = Chunk::kBytes;
-  static constexpr bool kHalfOdd = kBits == 3;
-  static PVQ_HD constexpr WideTile tile(int columns) { return table_wide_tile(kBits, columns); }
+  static constexpr bool kHalfOdd = Chunk::kHalfOdd;
+  static PVQ_HD constexpr WideTile tile(int columns) {
+    return table_wide_tile(Chunk::kFormat, columns);
+  }
 
   static __device__ __forceinline__ void prepare(const uint8_t* weights, uint8_t* table,
                                                  int threads) {
-    fill_table(weights, table, threads);
+    fill_table<Chunk>(weights, table, threads);
   }
 
   struct Tile {
@@ -36,6 +37,8 @@ struct TableOperand {
       chunk.template decode<1>(table, w[1]);
       chunk.template decode<2>(table, w[2]);
       chunk.template decode<3>(table, w[3]);
+#pragma unroll
+      for (int s = 0; s < 4; ++s) Chunk::to_signed_columns(w[s]);
     }
     __device__ __forceinline__ void done() const { wgmma_done_with(w); }
   };
@@ -54,17 +57,18 @@ struct TableOperand {
   }
 };
 
-template <int kBits>
+template <class Chunk>
 int launch_table_wide(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
+  using Operand = TableOperand<Chunk>;
   switch (1 << task.quantized.group_bits) {
     case 16:
-      return launch_wide<TableOperand<kBits>, 16>(task, multiprocessors, stream);
+      return launch_wide<Operand, 16>(task, multiprocessors, stream);
     case 32:
-      return launch_wide<TableOperand<kBits>, 32>(task, multiprocessors, stream);
+      return launch_wide<Operand, 32>(task, multiprocessors, stream);
     case 64:
-      return launch_wide<TableOperand<kBits>, 64>(task, multiprocessors, stream);
+      return launch_wide<Operand, 64>(task, multiprocessors, stream);
     default:
-      return launch_wide<TableOperand<kBits>, 128>(task, multiprocessors, stream);
+      return launch_wide<Operand, 128>(task, multiprocessors, stream);
   }
 }
 

@@ -4,7 +4,7 @@
 namespace pvq {
 
 int table_product_wide_4(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
-  return launch_table_wide<4>(task, multiprocessors, stream);
+  return launch_table_wide<TableChunk<4>>(task, multiprocessors, stream);
 }
 
 }  // namespace pvq

@@ -33,8 +33,8 @@ int check_codes_cuda(const IndexStreams&, const Refusal&, void*) { return kCudaU
 int64_t hadamard_cuda_workspace(const HadamardCuda&) { return 0; }
 int hadamard_cuda(const HadamardCuda&, void*, void*) { return kCudaUnavailable; }
 
-int table_expand_cuda(const uint8_t*, const uint16_t*, int64_t, int64_t, int, RealType, void*,
-                      void*) {
+int table_expand_cuda(const uint8_t*, const uint16_t*, int64_t, int64_t, TableFormat, RealType,
+                      void*, void*) {
   return kCudaUnavailable;
 }
 int fragments_from_codes_cuda(const TableWords&, const uint8_t*, int64_t, int64_t, int, uint8_t*,

@@ -17,10 +17,11 @@ struct WideTile {
   ActivationForm form;
   int chunk_bytes;  // of 16 rows of weights and a chunk
   bool table;       // whether there is a table in shared memory
+  bool gaps;        // and gaps between its rows
 
   // Where the stages of the ring begin (a multiple of 1 KB) and end.
   PVQ_HD constexpr int ring() const { return table ? kTableEnd : kFirstAddress; }
-  PVQ_HD constexpr int ring_end() const { return offsets() - (table ? 0 : exchange_bytes()); }
+  PVQ_HD constexpr int ring_end() const { return offsets() - (gaps ? 0 : exchange_bytes()); }
   // Sums that the warpgroups of another depth leave to the first: behind the ring, or in the gaps
   // of the table.
   PVQ_HD constexpr int exchange_bytes() const {

@@ -13,7 +13,7 @@
 // SMs; a kernel that waits for this one cannot take their places, because it starts when all of
 // them have.
 //
-//   shared memory: | table, sums of depths in its gaps | stages | sums of depths without a table |
+//   shared memory: | table, sums of depths in its gaps | stages | sums of depths without gaps |
 //                  | offsets | barriers |
 //
 // An Operand says how 16 rows x 128 columns are stored and multiplied:
@@ -44,7 +44,7 @@ struct WideShape {
   static constexpr int kItems = kColumns / 8;                    // float4 of sums a thread
 
   static PVQ_HD constexpr WideTile tile() { return Operand::tile(kColumns); }
-  static_assert(!tile().table || tile().exchange_bytes() <= kTableGapBytes);
+  static_assert(!tile().gaps || tile().exchange_bytes() <= kTableGapBytes);
   static constexpr int kWarps = 4 * tile().warpgroups;  // that multiply
   static constexpr int kMultiplyingThreads = 32 * kWarps;
   static constexpr int kThreads = kMultiplyingThreads + 128;
@@ -60,7 +60,7 @@ struct WideShape {
   }
   static __device__ __forceinline__ float4* exchange(uint8_t* shared, int item, int thread) {
     const uint32_t offset = uint32_t(item * 128 + thread) * 16;
-    const uint32_t address = tile().table ? beside_table(offset) : tile().ring_end() + offset;
+    const uint32_t address = tile().gaps ? beside_table(offset) : tile().ring_end() + offset;
     return reinterpret_cast<float4*>(shared + (address - kFirstAddress));
   }
 };

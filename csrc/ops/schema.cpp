@@ -79,6 +79,12 @@ STABLE_TORCH_LIBRARY(pvq, m) {
   m.def(
       "overlap_matmul_transposed(Tensor g, Tensor code, Tensor row_scale, Tensor table,"
       " int step_bits, int lag, int cols, int block=0, int seed=0) -> Tensor");
+  m.def(
+      "overlap_expand(Tensor fragments, Tensor row_scale, int step_bits, ScalarType dtype)"
+      " -> Tensor");
+  m.def(
+      "overlap_matmul_fragments(Tensor x, Tensor fragments, Tensor row_scale, int step_bits,"
+      " int block=0, int seed=0, bool residual=False) -> Tensor");
 }
 
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {

@@ -38,7 +38,7 @@ Tensor checked_fragments(const char* op, const Tensor& fragments, int64_t rows, 
   PVQ_CHECK(rows >= 0, "pvq::", op, ": rows is ", rows, ", expected 0 or more");
   PVQ_CHECK(cols >= 0 && cols % kChunkCols == 0, "pvq::", op, ": cols is ", cols,
             ", expected a multiple of ", kChunkCols);
-  const int64_t bytes = table_fragment_bytes(rows, cols, int(bits));
+  const int64_t bytes = TableFormat::table(int(bits)).fragment_bytes(rows, cols);
   PVQ_CHECK(fragments.numel() == bytes, "pvq::", op, ": fragments has ", fragments.numel(),
             " bytes, expected the ", bytes, " of ", rows, " rows and ", cols, " columns at ", bits,
             " bits");
@@ -57,7 +57,7 @@ Tensor table_fragments(const Tensor& code, const Tensor& table, int64_t bits) {
             kChunkCols, " columns at ", bits, " bits");
   const DeviceGuard guard(code.get_device_index());
   const Tensor source = aligned(code);
-  Tensor fragments = torch::stable::new_empty(code, {table_fragment_bytes(rows, cols, int(bits))},
+  Tensor fragments = torch::stable::new_empty(code, {TableFormat::table(int(bits)).fragment_bytes(rows, cols)},
                                               ScalarType::Byte);
   check_cuda(op, fragments_from_codes_cuda(words, source.const_data_ptr<uint8_t>(), rows, cols,
                                            int(bits), fragments.mutable_data_ptr<uint8_t>(),

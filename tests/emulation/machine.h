@@ -190,6 +190,9 @@ inline unsigned atomicAdd(unsigned* p, unsigned n) {
 [[noreturn]] inline void __trap() { std::abort(); }
 
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
+inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
+  return unsigned((uint64_t(high) << 32 | low) << (shift & 31) >> 32);
+}
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
   return uint64_t((unsigned __int128)a * b >> 64);
 }

@@ -1,6 +1,7 @@
 // Runs a product kernel of csrc/cuda on the CPU (machine.h):
 //
 //   products table ROWS COLS TOKENS BITS BLOCK SEED RESIDUAL PROCESSORS < operands > y
+//   products lapped ROWS COLS TOKENS STEP_BITS BLOCK SEED RESIDUAL PROCESSORS < operands > y
 //   products plane ROWS COLS TOKENS BITS BLOCK SEED GROUP PROCESSORS < operands > y
 //   products overlap ROWS COLS STEP_BITS WINDOW_BITS LAG < codes > w
 //
@@ -65,8 +66,11 @@ int main(int, char** argv) {
   limits.multiprocessors = std::atoi(argv[9]);
 
   const int64_t chunks = pvq::tiles_of(rows) * (cols / pvq::kChunkCols);
+  const pvq::TableFormat format = std::string(argv[1]) == "lapped"
+                                      ? pvq::TableFormat::overlapping(bits)
+                                      : pvq::TableFormat::table(bits);
   const Memory fragments = Memory::read(plane ? chunks * pvq::plane_chunk_bytes(bits, option)
-                                              : pvq::table_fragment_bytes(rows, cols, bits));
+                                              : format.fragment_bytes(rows, cols));
   const Memory row_scale = Memory::read(rows * 2), x = Memory::read(tokens * cols * 2);
   const Memory y(tokens * rows * 2);
   const auto run = [&](auto task, auto workspace_bytes, auto product) {
@@ -74,7 +78,7 @@ int main(int, char** argv) {
     task.row_scale = reinterpret_cast<const uint16_t*>(row_scale.at);
     task.x = x.at, task.y = y.at;
     task.rows = rows, task.cols = cols, task.tokens = tokens;
-    task.bits = bits, task.block = block, task.seed = seed;
+    task.block = block, task.seed = seed;
     task.type = pvq::RealType::kFloat16;
     task.workspace = Memory(workspace_bytes(task)).at;
     return product(task, nullptr);
@@ -82,11 +86,11 @@ int main(int, char** argv) {
   int error;
   if (plane) {
     pvq::PlaneProduct task{};
-    task.group = option;
+    task.bits = bits, task.group = option;
     error = run(task, pvq::plane_product_workspace, pvq::plane_product_cuda);
   } else {
     pvq::TableProduct task{};
-    task.residual = option != 0;
+    task.format = format, task.residual = option != 0;
     error = run(task, pvq::table_product_workspace, pvq::table_product_cuda);
   }
   std::fwrite(y.at, 1, y.size, stdout);

@@ -40,9 +40,11 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from pvq import _core
 from pvq.arguments import check_bits
 from pvq.codes import Layout, RunTimeForm, Stored
 from pvq.codes.bits import unpack
+from pvq.codes.overlap_fragments import OverlapFragments
 from pvq.codes.overlap_rounder import OverlapRounder, nearest_code
 from pvq.codes.overlap_trellis import DIM, Trellis
 from pvq.codes.width import WidthCode
@@ -144,8 +146,10 @@ class OverlapCode(_WithTrellis):
         return y
 
     def run_time(self, device: torch.device) -> RunTimeForm | None:
-        """None: there is only the stored form."""
-        return None
+        """Fragments on the GPU; on the CPU the stored form is the fast one."""
+        if device.type != "cuda" or not _core.build_info()["cuda"]:
+            return None
+        return OverlapFragments(self._trellis)
 
     def _operands(
         self, stored: Stored

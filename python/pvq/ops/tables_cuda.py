@@ -1,9 +1,10 @@
-"""Rules of the GPU operators of the table codes.
+"""Rules of the GPU operators of the table codes and the overlapping-pyramid codes in fragments.
 
 The fused product is linear in its activations but for their rounding, so its gradient is that of
 the dense product: the incoming gradient times the expanded weights, rotated back.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,15 +12,22 @@ from torch import Tensor
 
 from pvq.ops.gradient import dense_gradient
 
-# As in csrc/cuda/table_matmul.h.
-TABLE_BYTES = 1024
+# As in csrc/cuda/fragments.h and csrc/cuda/table_matmul.h.
 TILE_ROWS = 16
+
+
+def _table_bytes(bits: int) -> int:
+    return 1024
+
+
+def _overlap_table_bytes(step_bits: int) -> int:
+    return 1024 if step_bits <= 5 else 2048
 
 
 @torch.library.register_fake("pvq::table_fragments")
 def _table_fragments_fake(code: Tensor, table: Tensor, bits: int) -> Tensor:
     tiles = (code.shape[0] + TILE_ROWS - 1) // TILE_ROWS
-    return code.new_empty((TABLE_BYTES + tiles * TILE_ROWS * code.shape[1],))
+    return code.new_empty((_table_bytes(bits) + tiles * TILE_ROWS * code.shape[1],))
 
 
 @torch.library.register_fake("pvq::table_codes")
@@ -41,40 +49,48 @@ def _table_rows_fake(
     return fragments.new_empty((ids.shape[0], cols), dtype=dtype)
 
 
-@torch.library.register_fake("pvq::table_expand")
-def _table_expand_fake(
-    fragments: Tensor, row_scale: Tensor, bits: int, dtype: torch.dtype
-) -> Tensor:
-    rows = row_scale.shape[0]
-    tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
-    cols = (fragments.shape[0] - TABLE_BYTES) // (tiles * TILE_ROWS) * 8 // bits
-    return fragments.new_empty((rows, cols), dtype=dtype)
+def _register(
+    expand: str, product: str, weights_of_byte: float, table_bytes: Callable[[int], int]
+) -> None:
+    """Registers the rules of a family.
+
+    Args:
+        expand: operator (fragments, row_scale, bits, dtype).
+        product: operator (x, fragments, row_scale, bits, block, seed, residual).
+        weights_of_byte: times ``bits``.
+        table_bytes: bytes in front of the fragments, of ``bits``.
+    """
+
+    def expand_fake(fragments: Tensor, row_scale: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+        rows = row_scale.shape[0]
+        tiles = (rows + TILE_ROWS - 1) // TILE_ROWS
+        row_bytes = (fragments.shape[0] - table_bytes(bits)) // (tiles * TILE_ROWS)
+        return fragments.new_empty((rows, int(row_bytes * weights_of_byte) // bits), dtype=dtype)
+
+    def product_fake(
+        x: Tensor,
+        fragments: Tensor,
+        row_scale: Tensor,
+        bits: int,
+        block: int = 0,
+        seed: int = 0,
+        residual: bool = False,
+    ) -> Tensor:
+        return x.new_empty((*x.shape[:-1], row_scale.shape[0]))
+
+    def keep_matrix(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, fragments, row_scale, ctx.bits, ctx.block, ctx.seed, _ = inputs
+        ctx.save_for_backward(fragments, row_scale)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        expanded = getattr(torch.ops.pvq, expand)
+        w = expanded(*ctx.saved_tensors, ctx.bits, grad.dtype)
+        return dense_gradient(grad, w, ctx.block, ctx.seed), *[None] * 6
+
+    torch.library.register_fake(f"pvq::{expand}", expand_fake)
+    torch.library.register_fake(f"pvq::{product}", product_fake)
+    torch.library.register_autograd(f"pvq::{product}", backward, setup_context=keep_matrix)
 
 
-@torch.library.register_fake("pvq::table_matmul_fragments")
-def _table_matmul_fragments_fake(
-    x: Tensor,
-    fragments: Tensor,
-    row_scale: Tensor,
-    bits: int,
-    block: int = 0,
-    seed: int = 0,
-    residual: bool = False,
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], row_scale.shape[0]))
-
-
-def _keep_matrix(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, fragments, row_scale, ctx.bits, ctx.block, ctx.seed, _ = inputs
-    ctx.save_for_backward(fragments, row_scale)
-
-
-def _matmul_fragments_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    fragments, row_scale = ctx.saved_tensors
-    w = torch.ops.pvq.table_expand(fragments, row_scale, ctx.bits, grad.dtype)
-    return dense_gradient(grad, w, ctx.block, ctx.seed), *[None] * 6
-
-
-torch.library.register_autograd(
-    "pvq::table_matmul_fragments", _matmul_fragments_backward, setup_context=_keep_matrix
-)
+_register("table_expand", "table_matmul_fragments", 8, _table_bytes)
+_register("overlap_expand", "overlap_matmul_fragments", 16, _overlap_table_bytes)

@@ -84,10 +84,11 @@ struct Operands {
 };
 
 // d[i] = c[i] + sum over k of a(row, k) b(k, column) for a 16 x kDepth by kDepth x 8 product whose
-// registers hold kPerWord values each; value(word, i) is value i of a word.
-template <int kDepth, int kPerWord, class T, class Value>
+// registers hold kPerWord values each; value(word, i) is value i of a word of b, and of a too
+// unless value_of_a says otherwise.
+template <int kDepth, int kPerWord, class T, class Value, class ValueOfA>
 void multiply(T (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const T (&c)[4],
-              Value value) {
+              Value value, ValueOfA value_of_a) {
   const Operands mine = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
   T sums[4];
   emulation::among_lanes(mine, [&](const Operands* all) {
@@ -98,13 +99,18 @@ void multiply(T (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const
       for (int k = 0; k < kDepth; ++k) {
         const int half = k / (kDepth / 2), quarter = k % (kDepth / 2) / kPerWord,
                   item = k % kPerWord;
-        sums[i] += value(all[row % 8 * 4 + quarter].a[row / 8 + 2 * half], item) *
+        sums[i] += value_of_a(all[row % 8 * 4 + quarter].a[row / 8 + 2 * half], item) *
                    value(all[column * 4 + quarter].b[half], item);
       }
     }
     return 0;
   });
   for (int i = 0; i < 4; ++i) d[i] = sums[i];
+}
+template <int kDepth, int kPerWord, class T, class Value>
+void multiply(T (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const T (&c)[4],
+              Value value) {
+  multiply<kDepth, kPerWord>(d, a, b0, b1, c, value, value);
 }
 
 inline void mma_tf32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
@@ -127,6 +133,12 @@ inline void mma_int8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t 
                      const int (&c)[4]) {
   multiply<32, 4>(d, a, b0, b1, c,
                   [](uint32_t word, int i) { return int(int8_t(word >> (8 * i))); });
+}
+inline void mma_uint8(int (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                      const int (&c)[4]) {
+  multiply<32, 4>(
+      d, a, b0, b1, c, [](uint32_t word, int i) { return int(int8_t(word >> (8 * i))); },
+      [](uint32_t word, int i) { return int(uint8_t(word >> (8 * i))); });
 }
 
 }  // namespace pvq

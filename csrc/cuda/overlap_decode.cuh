@@ -1,0 +1,196 @@
+// How a lane turns the symbols of a chunk of an overlapping-pyramid code (core/overlap.h) into the
+// A fragments of m16n8k32 uint8 products: the counterpart of table_decode.cuh, with the same lanes,
+// steps and registers. The 128 columns of a chunk are the ring of each row.
+//
+// A lane owns 16 symbols of each of two rows, one stretch of 2 kStep bytes of the stored form.
+// Their 32-bit words stand in pairs of the two rows, 16 bytes a lane and load, then 8 for an odd
+// pair, then 4 for two halves of words.
+//
+// A word of the table has the point of a window's own group in its lower half and the one of the
+// later group in its upper half, each made positive, so that the two add up in one addition without
+// carries from byte to byte, and the sum is the weight plus 128. The word of a group can take both
+// parts: with groups i and j = i + lag,
+//
+//   E_i + (upper half of E_(i - lag) | lower half of E_j << 16) = y_i | y_j << 16.
+//
+// Two groups cost two look-ups of two or three instructions, one permutation and one addition.
+#pragma once
+
+#include "core/overlap.h"
+#include "cuda/table_decode.cuh"
+
+namespace pvq {
+
+struct SharedBytes {
+  uint32_t from;
+
+  __device__ __forceinline__ uint4 vector(int i) const { return load_shared_vector(from + i); }
+  __device__ __forceinline__ uint2 pair(int i) const { return load_shared_pair(from + i); }
+  __device__ __forceinline__ uint32_t word(int i) const { return load_shared_word(from + i); }
+};
+
+struct GlobalBytes {
+  const uint8_t* from;
+
+  template <class T>
+  __device__ __forceinline__ T at(int i) const {
+    return __ldg(reinterpret_cast<const T*>(from + i));
+  }
+  __device__ __forceinline__ uint4 vector(int i) const { return at<uint4>(i); }
+  __device__ __forceinline__ uint2 pair(int i) const { return at<uint2>(i); }
+  __device__ __forceinline__ uint32_t word(int i) const { return at<uint32_t>(i); }
+};
+
+template <int kStep>
+struct OverlapChunk {
+  static constexpr int kWindow = overlap_shape(kStep).window_bits;
+  static constexpr int kLag = overlap_shape(kStep).lag;
+  static_assert(kLag == 1 || kLag == 2);
+  static constexpr TableFormat kFormat = TableFormat::overlapping(kStep);
+  static constexpr int kBytes = kFormat.chunk_bytes(), kHeaderBytes = kFormat.header_bytes();
+  static constexpr bool kHalfOdd = false, kBiased = true, kCrossed = kLag == 2;
+
+  static constexpr int kPairs = kStep / 2;        // of whole words
+  static constexpr bool kHalves = kStep % 2;      // half words behind them
+  static constexpr int kHalvesAt = 256 * kPairs;  // in the chunk
+
+  // Of each row: what comes before the lane's symbols, newest bits on top, and its words.
+  uint32_t word[2][1 + kPairs + kHalves];
+  uint32_t late[2][kLag];  // words of the table of the last groups decoded
+
+  template <class Read>
+  __device__ __forceinline__ void load_with(const Read& read, int lane) {
+    const int before = (lane & ~3) | ((lane + 3) & 3);  // has the ring's symbols before the lane's
+#pragma unroll
+    for (int p = 0; p + 1 < kPairs; p += 2) {
+      const uint4 v = read.vector(256 * p + 16 * lane);
+      word[0][1 + p] = v.x, word[1][1 + p] = v.y;
+      word[0][2 + p] = v.z, word[1][2 + p] = v.w;
+    }
+    constexpr int kLast = kPairs - 1;
+    if constexpr (kPairs % 2) set(kPairs, read.pair(256 * kLast + 8 * lane));
+    if constexpr (kHalves) {
+      const uint32_t v = read.word(kHalvesAt + 4 * lane), w = read.word(kHalvesAt + 4 * before);
+      set(kPairs + 1, make_uint2(v, v >> 16));
+      set(0, make_uint2(w << 16, w));
+    } else if constexpr (kPairs % 2) {
+      set(0, read.pair(256 * kLast + 8 * before));
+    } else {
+      set(0, read.pair(256 * (kLast - 1) + 16 * before + 8));
+    }
+  }
+  __device__ __forceinline__ void load(uint32_t from, int lane) {
+    load_with(SharedBytes{from}, lane);
+  }
+  __device__ __forceinline__ void load_global(const uint8_t* from, int lane) {
+    load_with(GlobalBytes{from}, lane);
+  }
+
+  // The steps must follow each other from 0 on.
+  template <int kPart, class Table>
+  __device__ __forceinline__ void decode(const Table& table, uint32_t (&a)[4]) {
+    if constexpr (kPart == 0) {
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        if constexpr (kLag == 2) late[u][0] = entry<-2>(u, table);
+        late[u][kLag - 1] = entry<-1>(u, table);
+      }
+    }
+    constexpr int kFirst = 4 * kPart;  // group
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      const uint32_t e[4] = {entry<kFirst>(u, table), entry<kFirst + 1>(u, table),
+                             entry<kFirst + 2>(u, table), entry<kFirst + 3>(u, table)};
+      if constexpr (kLag == 2) {
+        a[u] = e[0] + upper_lower(late[u][0], e[2]);
+        a[2 + u] = e[1] + upper_lower(late[u][1], e[3]);
+        late[u][0] = e[2], late[u][1] = e[3];
+      } else {
+        a[u] = e[0] + upper_lower(late[u][0], e[1]);
+        a[2 + u] = e[2] + upper_lower(e[1], e[3]);
+        late[u][0] = e[3];
+      }
+    }
+  }
+
+  // Registers 2 h + u of columns 4 h + i, and signed bytes.
+  static __device__ __forceinline__ void to_signed_columns(uint32_t (&a)[4]) {
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      if constexpr (kCrossed) {
+        const uint32_t first = a[u], second = a[2 + u];
+        a[u] = byte_permute(first, second, 0x5410);
+        a[2 + u] = byte_permute(first, second, 0x7632);
+      }
+      a[u] ^= 0x80808080u;
+      a[2 + u] ^= 0x80808080u;
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void set(int i, uint2 rows) {
+    word[0][i] = rows.x, word[1][i] = rows.y;
+  }
+  static __device__ __forceinline__ uint32_t upper_lower(uint32_t first, uint32_t second) {
+    return byte_permute(first, second, 0x5432);
+  }
+
+  // The table's word of the window of a group; kGroup is negative before the lane's own.
+  template <int kGroup, class Table>
+  __device__ __forceinline__ uint32_t entry(int u, const Table& table) const {
+    constexpr int kTop = 32 + (kGroup + 1) * kStep - 1;  // its newest bit in `word`
+    constexpr int kAt = kTop / 32, kBit = kTop % 32;
+    if constexpr (kWindow == 8 && kBit % 8 == 7) {
+      return table.template entry<kBit / 8>(word[u][kAt]);
+    } else if constexpr (kWindow == 8 && kStep % 4 == 0) {
+      // One shift for the groups of a word.
+      const uint32_t shifted = __funnelshift_l(word[u][kAt - (kAt > 0)], word[u][kAt], 4);
+      return table.template entry<kBit / 8>(shifted);
+    } else {
+      return table.template entry_at<kWindow>(with_top_at_15<kAt, kBit>(u));
+    }
+  }
+  template <int kAt, int kBit>
+  __device__ __forceinline__ uint32_t with_top_at_15(int u) const {
+    if constexpr (kBit >= 15) {
+      return word[u][kAt] >> (kBit - 15);
+    } else if constexpr (kBit + 1 >= kWindow || kAt == 0) {
+      return word[u][kAt] << (15 - kBit);
+    } else {
+      return __funnelshift_l(word[u][kAt - 1], word[u][kAt], 15 - kBit);
+    }
+  }
+};
+
+// call(tag) with the chunk of a format as tag::type.
+template <class Chunk>
+struct ChunkTag {
+  using type = Chunk;
+};
+template <class Call>
+auto with_chunk(TableFormat format, const Call& call) {
+  if (!format.overlap) {
+    switch (format.half_bits) {
+      case 4:
+        return call(ChunkTag<TableChunk<2>>{});
+      case 6:
+        return call(ChunkTag<TableChunk<3>>{});
+      default:
+        return call(ChunkTag<TableChunk<4>>{});
+    }
+  }
+  switch (format.half_bits) {
+    case 4:
+      return call(ChunkTag<OverlapChunk<4>>{});
+    case 5:
+      return call(ChunkTag<OverlapChunk<5>>{});
+    case 6:
+      return call(ChunkTag<OverlapChunk<6>>{});
+    case 7:
+      return call(ChunkTag<OverlapChunk<7>>{});
+    default:
+      return call(ChunkTag<OverlapChunk<8>>{});
+  }
+}
+
+}  // namespace pvq

@@ -1,0 +1,157 @@
+"""Fragments: the run-time form of an overlapping-pyramid code that the GPU product reads.
+
+They are the bytes of the code in the order in which the lanes of a warp need them, behind the
+code's table (csrc/cuda/overlap_decode.cuh): as large as the stored form, which can be made from
+them again, bit for bit. Columns must be a multiple of 128.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from pvq.codes import KERNEL_DTYPES, Stored
+from pvq.codes.overlap_trellis import DIM, Trellis
+
+COLUMNS = 128  # that a fragment's chunk has
+_TILE_ROWS = 16
+_LANES = 4  # that share a row
+_BIAS = 128  # of the sum of the two points of a weight
+
+
+@dataclass(frozen=True)
+class OverlapFragments:
+    """The fragments of matrices in one overlapping-pyramid code."""
+
+    trellis: Trellis
+
+    layout: ClassVar[str] = "fragments"
+    tensors: ClassVar[tuple[str, ...]] = ("fragments",)
+    replaces: ClassVar[tuple[str, ...]] = ("code",)
+
+    @property
+    def header(self) -> int:
+        """Bytes of the table."""
+        return 2 * DIM * len(self.trellis.table)
+
+    def of_stored(self, stored: Stored, shape: tuple[int, int]) -> Stored | None:
+        """The fragments of a matrix; ``None`` if its columns are no multiple of 128."""
+        if shape[1] % COLUMNS:
+            return None
+        code = stored["code"]
+        table = positive_table(self.trellis.to(code.device).table)
+        parts = table.flatten(), pack(code, self.trellis.step_bits).flatten()
+        return {"fragments": torch.cat(parts)}
+
+    def to_stored(self, held: Stored, shape: tuple[int, int]) -> Stored:
+        """The code that the fragments were made from."""
+        return {"code": unpack(self._tiles(held, *shape), self.trellis.step_bits)[: shape[0]]}
+
+    def matmul(
+        self, x: torch.Tensor, held: Stored, rows: int, block: int, seed: int, activations: str
+    ) -> torch.Tensor:
+        """The product of ``x`` [..., cols], rotated unless ``block`` is 0, with every row.
+
+        In float32, and with ``activations="float"``, the codes are expanded to a scratch of the
+        dtype of ``x``, and the library multiplies.
+        """
+        y: torch.Tensor
+        if self.fuses(x, activations):
+            y = torch.ops.pvq.overlap_matmul_fragments(
+                *(x, held["fragments"], held["row_scale"], self.trellis.step_bits, block, seed),
+                activations == "int8x2",
+            )
+        else:
+            code = self.to_stored(held, (rows, x.shape[-1]))["code"]
+            table, numbers = self._table(code)
+            y = torch.ops.pvq.overlap_matmul(
+                x, code, held["row_scale"], table, *numbers, block, seed
+            )
+        return y
+
+    def fuses(self, x: torch.Tensor, activations: str) -> bool:
+        """Whether the product with ``x`` is the kernel's, which rounds activations."""
+        return activations != "float" and x.dtype in KERNEL_DTYPES
+
+    def dequantize_rows(
+        self,
+        held: Stored,
+        ids: torch.Tensor,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        block: int,
+        seed: int,
+    ) -> torch.Tensor:
+        """The rows ``ids`` [n] of the matrix, rotated back unless ``block`` is 0: [n, cols]."""
+        rows, cols = shape
+        place = torch.where(ids < 0, ids + rows, ids).to(torch.int64)
+        # Each tile with one of the rows becomes a matrix of one tile.
+        tiles = self._tiles(held, *shape)[place // _TILE_ROWS]
+        code = unpack(tiles, self.trellis.step_bits).view(len(place), _TILE_ROWS, -1)
+        code = code[torch.arange(len(place), device=place.device), place % _TILE_ROWS]
+        table, numbers = self._table(code)
+        w: torch.Tensor = torch.ops.pvq.overlap_dequantize(
+            code, held["row_scale"][place], table, *numbers, cols, dtype, block, seed
+        )
+        return w
+
+    def _tiles(self, held: Stored, rows: int, cols: int) -> torch.Tensor:
+        """The fragments behind the table, uint8 [tiles, chunks, bytes]."""
+        chunks = held["fragments"][self.header :]
+        tiles = -(-rows // _TILE_ROWS)
+        return chunks.view(tiles, cols // COLUMNS, _TILE_ROWS * 8 * self.trellis.step_bits)
+
+    def _table(self, code: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        numbers = self.trellis.to(code.device)
+        return numbers.table, (numbers.step_bits, numbers.lag)
+
+
+def positive_table(table: torch.Tensor) -> torch.Tensor:
+    """The table int8 [windows, 2, DIM] as uint8: its sums of two points are those plus 128.
+
+    Raises:
+        ValueError: if the points do not fit.
+    """
+    bias = torch.stack([-table[:, 0].amin(), _BIAS + table[:, 0].amin()]).short()
+    positive = table.short() + bias[None, :, None]
+    if not 0 <= int(positive.min()) <= int(positive.amax((0, 2)).sum()) <= 255:
+        raise ValueError(
+            "table has points whose sums with the bias of 128 do not fit a byte, expected sums of "
+            f"two from -{_BIAS} to {_BIAS - 1}"
+        )
+    return positive.to(torch.uint8)
+
+
+def pack(code: torch.Tensor, step_bits: int) -> torch.Tensor:
+    """The chunks of ``code`` uint8 [rows, bytes]: uint8 [tiles, chunks, bytes of a chunk].
+
+    A lane has ``2 * step_bits`` bytes of two rows u: whole words i, two of a row at a time while
+    there are two, then half a word if that is left.
+    """
+    rows, row_bytes = code.shape
+    tiles, chunks = -(-rows // _TILE_ROWS), row_bytes // (8 * step_bits)
+    padded = code.new_zeros(tiles * _TILE_ROWS, row_bytes)
+    padded[:rows] = code
+    v = padded.view(tiles, 2, 8, chunks, _LANES, 2 * step_bits)  # tile, u, g, chunk, t, byte
+    words = step_bits // 2
+    even = words // 2 * 2
+    pairs = v[..., : 4 * even].reshape(tiles, 2, 8, chunks, _LANES, even // 2, 2, 4)
+    parts = [pairs.permute(0, 3, 5, 2, 4, 6, 1, 7)]  # [pair][g, t][i, u, byte]
+    rest = [(4 * even, 4 * words), (4 * words, 2 * step_bits)]
+    parts += [v[..., a:b].permute(0, 3, 2, 4, 1, 5) for a, b in rest if a < b]  # [g, t][u, byte]
+    return torch.cat([part.reshape(tiles, chunks, -1) for part in parts], dim=-1)
+
+
+def unpack(tiles: torch.Tensor, step_bits: int) -> torch.Tensor:
+    """The code uint8 [16 * tiles, bytes] of chunks uint8 [tiles, chunks, bytes]."""
+    count, chunks, _ = tiles.shape
+    words = step_bits // 2
+    even = words // 2 * 2
+    end = 32 * 2 * 4 * even  # of the pairs of words
+    pairs = tiles[..., :end].reshape(count, chunks, even // 2, 8, _LANES, 2, 2, 4)
+    parts = [pairs.permute(0, 6, 3, 1, 4, 2, 5, 7).reshape(count, 2, 8, chunks, _LANES, 4 * even)]
+    for bytes_ in (4 * (words - even), 2 * (step_bits % 2)):
+        part = tiles[..., end : end + 32 * 2 * bytes_].reshape(count, chunks, 8, _LANES, 2, bytes_)
+        parts.append(part.permute(0, 4, 2, 1, 3, 5))
+        end += 32 * 2 * bytes_
+    return torch.cat(parts, dim=-1).reshape(_TILE_ROWS * count, -1)
