@@ -110,7 +110,9 @@ def test_products(bits, tokens, rows, cols, block):
     code, scale, w = random_overlap_code(rows, cols, bits, seed=rows)
     x = activations(tokens, cols)
     expected = rotate(x.double(), block, 7) @ w.T
-    assert relative_error(run(x, code, scale, bits, block, 7), expected) < 1e-2
+    # 0.7 % as a rule, more or less where there are few outputs.
+    allowed = 1e-2 if rows * tokens > 100 else 2e-2
+    assert relative_error(run(x, code, scale, bits, block, 7), expected) < allowed
     assert relative_error(run(x, code, scale, bits, block, 7, residual=True), expected) < 1e-3
 
 
@@ -129,7 +131,7 @@ def test_expansion_is_exact(bits, dtype):
 def test_a_layer_takes_fragments_and_gives_its_code_back(bits):
     w = torch.randn(300, 1024, generator=torch.Generator().manual_seed(3))
     config = pvq.PVQConfig(code="overlap", bits=bits)
-    layer = pvq.PVQLinear.from_weight(w, config)
+    layer = pvq.PVQLinear.from_tensor(pvq.quantize_tensor(w, config))
     stored = {name: t.clone() for name, t in layer.state_dict().items()}
     dense = layer.dequantize()
     layer = layer.cuda()
@@ -184,7 +186,7 @@ def test_bad_input():
         ops.overlap_matmul_fragments(x, fragments[:-16], scale, 4)
     with pytest.raises(RuntimeError, match="x has shape"):
         ops.overlap_matmul_fragments(x[:, :128], fragments, scale, 4)
-    with pytest.raises(RuntimeError, match="x is float32"):
+    with pytest.raises(RuntimeError, match="x has dtype float32"):
         ops.overlap_matmul_fragments(x.float(), fragments, scale, 4)
     with pytest.raises(RuntimeError, match="row_scale"):
         ops.overlap_matmul_fragments(x, fragments, scale.float(), 4)

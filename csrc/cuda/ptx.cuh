@@ -79,6 +79,15 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
       "r"(parity)
       : "memory");
 }
+// The same for waits that are long as a rule: asks less often, and leaves the others its issue slots.
+__device__ __forceinline__ void barrier_wait_long(uint32_t barrier, int parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1, %2;\n"
+      "@!done bra again;\n}" ::"r"(barrier),
+      "r"(parity), "r"(1000000)
+      : "memory");
+}
 // Registers of a thread from here on; whole warpgroups call it. What some give up others may take.
 template <int kRegisters>
 __device__ __forceinline__ void give_registers_up() {
@@ -92,6 +101,14 @@ __device__ __forceinline__ void take_registers() {
 // A barrier of the first `threads` threads of the block, whole warps.
 __device__ __forceinline__ void barrier_of_first(int threads) {
   asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
+}
+// Turns of two warpgroups, 0 and 1, which need as many as each other: one waits for its turn until
+// the other has given it. The first turn of all must be given too.
+__device__ __forceinline__ void wait_for_turn(int group) {
+  asm volatile("bar.sync %0, 256;" ::"r"(2 + group) : "memory");
+}
+__device__ __forceinline__ void give_turn(int group) {
+  asm volatile("bar.arrive %0, 256;" ::"r"(2 + group) : "memory");
 }
 // One thread copies `bytes`, a multiple of 16, which `barrier` expects.
 __device__ __forceinline__ void copy_bulk(uint32_t to_shared, const void* from, int bytes,

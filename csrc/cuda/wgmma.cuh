@@ -32,12 +32,13 @@ __device__ __forceinline__ void wgmma_fence() {
 __device__ __forceinline__ void wgmma_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
-// Waits until no committed product runs.
+// Waits until at most kLeft of the groups committed run.
+template <int kLeft>
 __device__ __forceinline__ void wgmma_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
 }
 
-// Behind wgmma_wait(): that a left operand was in use until here.
+// Behind wgmma_wait<0>(): that a left operand was in use until here.
 template <int kSteps>
 __device__ __forceinline__ void wgmma_done_with(const uint32_t (&a)[kSteps][4]) {
 #pragma unroll

@@ -48,6 +48,9 @@ struct WideShape {
   static constexpr int kWarps = 4 * tile().warpgroups;  // that multiply
   static constexpr int kMultiplyingThreads = 32 * kWarps;
   static constexpr int kThreads = kMultiplyingThreads + 128;
+  // Two warpgroups keep the tensor cores busy if one decodes and folds while the other multiplies,
+  // not if both do the same at the same time: they take turns.
+  static constexpr bool kTurns = tile().warpgroups == 2;
   // What the copying warpgroup gives up the others take.
   static constexpr int kRegisters = tile().warpgroups == 4 ? 112 : 232;
 
@@ -211,7 +214,7 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
     int parity = 0;
 #pragma unroll 1
     for (; codes.left > 0; codes.next()) {
-      barrier_wait(Shape::free_barrier(codes.slot), parity);
+      barrier_wait_long(Shape::free_barrier(codes.slot), parity);
       codes.announce();
       codes.copy_codes();
       codes.copy_activations();
@@ -248,6 +251,7 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
   float offset = 0;  // of column in_group
   int slot = 0, phase = 0, group = first_group, step = first_step;
   bool owner = first_step == 0;  // of the group
+  if (Shape::kTurns && warp >= 4) give_turn(0);
   const auto add_sums = [&](auto sums_of) {
     float4 v[kItems];
 #pragma unroll
@@ -265,10 +269,10 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
       typename Operand::Tile tile[2];
       typename Operand::Sum sums[4 * kItems];
       const uint32_t scales = first_scales + stage;
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        if (c >= mine) break;
+      const auto decode = [&](int c) {
         tile[c].load(first_codes + stage + c * Operand::kChunkBytes, lane);
+      };
+      const auto multiply = [&](int c) {
         wgmma_fence();
         Operand::multiply(tile[c],
                           first_values + stage + c * (Shape::kSections * Shape::kSectionRows),
@@ -277,8 +281,28 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
         if (Operand::kHalfOdd && in_group < kColumns)
           offset += __uint_as_float(
               load_shared_word(scales + c * kChunkScales + (kColumns + in_group) * 4));
+      };
+      if constexpr (Shape::kTurns) {
+        decode(0);
+        if (mine > 1) decode(1);
+        wait_for_turn(warp / 4);
+        multiply(0);
+        if (mine > 1) {
+          multiply(1);
+          wgmma_wait<1>();
+        } else {
+          wgmma_wait<0>();
+        }
+        if (left > 1 || warp < 4) give_turn(1 - warp / 4);
+      } else {
+        decode(0);
+        multiply(0);
+        if (mine > 1) {
+          decode(1);
+          multiply(1);
+        }
       }
-      wgmma_wait();
+      wgmma_wait<0>();
       tile[0].done();
       if (mine > 1) tile[1].done();
 #pragma unroll
@@ -289,6 +313,9 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
         for (int i = 0; i < 4; ++i)
           out[n][i] = __fmaf_rn(Operand::sum_of(sums[4 * n + i]), scale[i & 1], out[n][i]);
       }
+    } else if constexpr (Shape::kTurns) {
+      wait_for_turn(warp / 4);
+      if (left > 1 || warp < 4) give_turn(1 - warp / 4);
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(Shape::free_barrier(slot));

@@ -73,6 +73,23 @@ struct Barrier {
   void next() { missing = expected, ++phase; }
 };
 
+// A barrier of 256 threads, some of which do not wait.
+struct Turn {
+  std::mutex mutex;
+  int arrived = 0, phase = 0;
+
+  void arrive(bool waits) {
+    std::unique_lock<std::mutex> lock(mutex);
+    const int mine = phase;
+    if (++arrived == 256) arrived = 0, ++phase;
+    while (waits && phase == mine) {
+      lock.unlock();
+      std::this_thread::yield();
+      lock.lock();
+    }
+  }
+};
+
 struct Block {
   explicit Block(int threads) : meeting(threads), warps(threads / 32) {
     // Poisoned: what is read before it was written shows.
@@ -91,6 +108,7 @@ struct Block {
   std::unique_ptr<std::barrier<>> meeting_of_first;
   std::mutex barriers_mutex;
   std::map<uint32_t, Barrier> barriers;
+  Turn turn[2];
   std::vector<uint8_t> shared;
   std::barrier<> meeting;
   std::vector<Warp> warps;

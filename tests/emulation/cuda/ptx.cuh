@@ -57,11 +57,14 @@ inline void barrier_wait(uint32_t barrier, int parity) {
   emulation::Barrier& b = self.block->barrier(barrier);
   while (!b.passed(parity)) std::this_thread::yield();
 }
+inline void barrier_wait_long(uint32_t barrier, int parity) { barrier_wait(barrier, parity); }
 template <int kRegisters>
 void give_registers_up() {}
 template <int kRegisters>
 void take_registers() {}
 inline void barrier_of_first(int threads) { self.block->first(threads).arrive_and_wait(); }
+inline void wait_for_turn(int group) { self.block->turn[group].arrive(true); }
+inline void give_turn(int group) { self.block->turn[group].arrive(false); }
 inline void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier) {
   if (bytes % 16 || to % 16 || uintptr_t(from) % 16) std::abort();
   if (to < emulation::kFirstAddress || to + bytes > emulation::kEndAddress) std::abort();

@@ -14,7 +14,8 @@ inline uint64_t wgmma_operand(uint32_t address) {
 inline uint64_t wgmma_step(uint64_t operand, int step) { return operand + 32 * step; }
 inline void wgmma_fence() {}
 inline void wgmma_commit() {}
-inline void wgmma_wait() {}
+template <int kLeft>
+void wgmma_wait() {}
 template <int kSteps>
 void wgmma_done_with(const uint32_t (&)[kSteps][4]) {}
 
