@@ -9,27 +9,28 @@ namespace pvq {
 namespace {
 
 constexpr int kWarps = 8;
+// A warp takes the same columns of several tokens, because what it must know of them costs as much
+// as rotating 256 values, if that leaves so many warps; but no more tokens than these.
+constexpr int64_t kEnoughWarps = 2048, kMostTokens = 8;
 
-// blockIdx.y is the token. Rows that pad the last group of tokens get zeros.
+// blockIdx.y takes `tokens` tokens. Rows that pad the last group of them get zeros.
 template <ActivationForm kForm>
 __global__ void __launch_bounds__(kWarps * 32)
     quantize_kernel(const __grid_constant__ Activations a, const QuantizedActivations out,
-                    unsigned* counters, int num_counters) {
+                    int tokens, unsigned* counters, int num_counters) {
   const int warp = int(blockIdx.x) * kWarps + threadIdx.x / 32, warps = gridDim.x * kWarps;
-  const int token = blockIdx.y;
+  const int first = int(blockIdx.y) * tokens, end = min(first + tokens, a.tokens);
   const PieceRotation rotation(a.block, a.type);
   const PieceShare share(a.block, warp, warps);
   const PieceSigns signs(a, share, 0);
   wait_for_previous_kernel();
   allow_next_kernel();
-  if (blockIdx.x == 0 && token == 0)
+  if (blockIdx.x == 0 && first == 0)
     for (int i = threadIdx.x; i < num_counters; i += kWarps * 32) counters[i] = 0;
-  if (token < a.tokens) {
-    quantize_token<kForm>(a, rotation, signs, out, token, share);
-    return;
-  }
+  if (first < end) quantize_tokens<kForm>(a, rotation, signs, out, {first, end}, share);
   constexpr int kUnits = sections_of(kForm) * (kSectionBytes / 16);  // of a chunk
-  for (int row = token * a.slots; row < min((token + 1) * a.slots, out.rows); ++row) {
+  const int last_row = min((first + tokens) * a.slots, out.rows);
+  for (int row = max(end, first) * a.slots; row < last_row; ++row) {
     for (int64_t i = warp * 32 + threadIdx.x % 32; i < a.cols / kChunkCols * kUnits;
          i += warps * 32) {
       const int unit = int(i % kUnits);
@@ -46,10 +47,11 @@ int launch(const ProductTask& task, int num_counters, cudaStream_t stream) {
   const int64_t warp_cols = std::max(kPieceCols, x.block);
   const int64_t warps = (x.cols + warp_cols - 1) / warp_cols;
   const int64_t tokens = (task.quantized.rows + x.slots - 1) / x.slots;
-  const dim3 grid = {unsigned((warps + kWarps - 1) / kWarps), unsigned(tokens)};
+  const int64_t run = std::clamp<int64_t>(warps * tokens / kEnoughWarps, 1, kMostTokens);
+  const dim3 grid = {unsigned((warps + kWarps - 1) / kWarps), unsigned((tokens + run - 1) / run)};
   const auto kernel = quantize_kernel<kForm>;
-  return launch_overlapped(kernel, grid, kWarps * 32, 0, stream, x, task.quantized, task.counters,
-                           num_counters);
+  return launch_overlapped(kernel, grid, kWarps * 32, 0, stream, x, task.quantized, int(run),
+                           task.counters, num_counters);
 }
 
 }  // namespace

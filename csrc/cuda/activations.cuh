@@ -295,39 +295,53 @@ __device__ __forceinline__ void rotate_and_write(const Activations& a,
   }
 }
 
+// A range of tokens.
+struct TokenRange {
+  int first, end;
+};
+
 // The loop is not unrolled: code that runs once waits for its own instructions to arrive, at a line
-// of 128 bytes a time. `signs` are those of the first four pieces.
+// of 128 bytes a time. `first_signs` are those of the first four pieces.
 template <int kPieces, ActivationForm kForm>
 __device__ __forceinline__ void quantize_share(const Activations& a, const PieceRotation& rotation,
-                                               PieceSigns signs, const QuantizedActivations& out,
-                                               int token, const PieceShare& share) {
+                                               const PieceSigns& first_signs,
+                                               const QuantizedActivations& out, TokenRange tokens,
+                                               const PieceShare& share) {
+  if (share.column(0) >= a.cols) return;
   uint2 next[kPieces][2];
+  int next_token = tokens.first, next_n = 0;
+  const auto load_next = [&] {
+    if (next_token >= tokens.end) return;
 #pragma unroll
-  for (int k = 0; k < kPieces; ++k) load_piece(a, token, share.column(k), next[k]);
+    for (int k = 0; k < kPieces; ++k) load_piece(a, next_token, share.column(next_n + k), next[k]);
+  };
+  load_next();
+  PieceSigns signs = first_signs;
 #pragma unroll 1
-  for (int n = 0; share.column(n) < a.cols; n += kPieces) {
+  while (next_token < tokens.end) {
+    const int token = next_token, n = next_n;
     uint2 raw[kPieces][2];
 #pragma unroll
-    for (int k = 0; k < kPieces; ++k) {
-      raw[k][0] = next[k][0], raw[k][1] = next[k][1];
-      load_piece(a, token, share.column(n + kPieces + k), next[k]);
-    }
-    if (n > 0 && n % 4 == 0) signs = PieceSigns(a, share, n);
+    for (int k = 0; k < kPieces; ++k) raw[k][0] = next[k][0], raw[k][1] = next[k][1];
+    next_n += kPieces;
+    if (share.column(next_n) >= a.cols) next_n = 0, ++next_token;
+    load_next();
+    if (n % 4 == 0) signs = n == 0 ? first_signs : PieceSigns(a, share, n);
     rotate_and_write<kPieces, kForm>(a, rotation, signs, out, token, n, share.column(n), raw);
   }
 }
 
 template <ActivationForm kForm>
-__device__ __forceinline__ void quantize_token(const Activations& a, const PieceRotation& rotation,
-                                               const PieceSigns& signs,
-                                               const QuantizedActivations& out, int token,
-                                               const PieceShare& share) {
+__device__ __forceinline__ void quantize_tokens(const Activations& a, const PieceRotation& rotation,
+                                                const PieceSigns& signs,
+                                                const QuantizedActivations& out, TokenRange tokens,
+                                                const PieceShare& share) {
   if (share.length == 1) {
-    quantize_share<1, kForm>(a, rotation, signs, out, token, share);
+    quantize_share<1, kForm>(a, rotation, signs, out, tokens, share);
   } else if (share.length == 2) {
-    quantize_share<2, kForm>(a, rotation, signs, out, token, share);
+    quantize_share<2, kForm>(a, rotation, signs, out, tokens, share);
   } else {
-    quantize_share<4, kForm>(a, rotation, signs, out, token, share);
+    quantize_share<4, kForm>(a, rotation, signs, out, tokens, share);
   }
 }
 

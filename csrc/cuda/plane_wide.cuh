@@ -18,6 +18,7 @@ struct PlaneOperand {
   static constexpr int kHeaderBytes = 0;
   static constexpr int kChunkBytes = Chunk::kBytes;
   static constexpr bool kHalfOdd = false;
+  static constexpr bool kAhead = true;
   static PVQ_HD constexpr WideTile tile(int columns) {
     return plane_wide_tile(kBits, kGroup, columns);
   }

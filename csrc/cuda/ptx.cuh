@@ -79,15 +79,6 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, int parity) {
       "r"(parity)
       : "memory");
 }
-// The same for waits that are long as a rule: asks less often, and leaves the others its issue slots.
-__device__ __forceinline__ void barrier_wait_long(uint32_t barrier, int parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nagain:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1, %2;\n"
-      "@!done bra again;\n}" ::"r"(barrier),
-      "r"(parity), "r"(1000000)
-      : "memory");
-}
 // Registers of a thread from here on; whole warpgroups call it. What some give up others may take.
 template <int kRegisters>
 __device__ __forceinline__ void give_registers_up() {
@@ -155,6 +146,13 @@ __device__ __forceinline__ float reciprocal(float v) {
 __device__ __forceinline__ float reciprocal_root(float v) {
   float r;
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(v));
+  return r;
+}
+
+// Of an 8 x 8 matrix of 16-bit values, of which lane 4 g + t has 2 t and 2 t + 1 of row g.
+__device__ __forceinline__ uint32_t transposed(uint32_t pair) {
+  uint32_t r;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(pair));
   return r;
 }
 

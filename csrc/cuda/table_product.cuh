@@ -168,7 +168,7 @@ __device__ __forceinline__ void add_sums(const ProductTask& task, const NarrowPl
     const int slot = tile & (plan.slots() - 1), parity = tile >> plan.slot_bits & 1;
     const int row = (first_tile + tile) * kTileRows + in_tile;
     const float row_scale = row < task.rows ? row_scale_of(task, row) : 0;
-    barrier_wait_long(Shape::summed_barrier(slot), parity);
+    barrier_wait(Shape::summed_barrier(slot), parity);
 #pragma unroll 1
     for (int token = thread / kTileRows; token < rows / slots;
          token += kAddingThreads / kTileRows) {
@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       int parity = 0;
 #pragma unroll 1
       while (!stream.done()) {
-        barrier_wait_long(Shape::free_barrier(stream.stage), parity);
+        barrier_wait(Shape::free_barrier(stream.stage), parity);
         stream.copy_next();
         if (stream.stage == 0) parity ^= 1;
       }
@@ -271,8 +271,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const PieceShare share(x.block, warp, kWarps);
     const PieceSigns signs(x, share, 0);
     wait_for_previous_kernel();
-    for (int token = 0; token < x.tokens; ++token)
-      quantize_token<kForm>(x, rotation, signs, a, token, share);
+    quantize_tokens<kForm>(x, rotation, signs, a, {0, x.tokens}, share);
   } else {
     wait_for_previous_kernel();
   }

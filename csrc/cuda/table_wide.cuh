@@ -17,6 +17,7 @@ struct TableOperand {
   static constexpr int kHeaderBytes = Chunk::kHeaderBytes;
   static constexpr int kChunkBytes = Chunk::kBytes;
   static constexpr bool kHalfOdd = Chunk::kHalfOdd;
+  static constexpr bool kAhead = Chunk::kHeaderBytes == 1024;
   static PVQ_HD constexpr WideTile tile(int columns) {
     return table_wide_tile(Chunk::kFormat, columns);
   }
@@ -45,7 +46,7 @@ struct TableOperand {
 
   using Sum = int;
   static __device__ __forceinline__ float sum_of(Sum sum) {
-    return __int_as_float(sum + kMagicBits) - kMagic;
+    return static_cast<float>(sum);
   }
 
   template <int kSums>

@@ -20,6 +20,9 @@
 //
 //   kHeaderBytes, kChunkBytes   chunks of a tile follow each other behind a header, tiles likewise
 //   kHalfOdd                    the result is 2 sums + the sum of the activations, not the sums
+//   kAhead                      whether there are registers to decode a step while the one before
+//   it
+//                               is multiplied, where two warpgroups take turns
 //   tile(columns)               of an instance
 //   prepare(weights, table, threads)       fills the table, if tiles have one
 //   Tile      a chunk in registers: load(from_shared, lane); done() behind wgmma_wait()
@@ -32,6 +35,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/product_output.cuh"
 #include "cuda/ptx.cuh"
+#include "cuda/rounded.cuh"
 #include "cuda/wgmma.cuh"
 #include "cuda/wide_plan.h"
 
@@ -51,6 +55,7 @@ struct WideShape {
   // Two warpgroups keep the tensor cores busy if one decodes and folds while the other multiplies,
   // not if both do the same at the same time: they take turns.
   static constexpr bool kTurns = tile().warpgroups == 2;
+  static constexpr bool kAhead = kTurns && Operand::kAhead;
   // What the copying warpgroup gives up the others take.
   static constexpr int kRegisters = tile().warpgroups == 4 ? 112 : 232;
 
@@ -78,16 +83,43 @@ struct GroupPlace {
 };
 
 // Writes the sums of a thread: of rows g and g + 8 of a tile, and columns 8 n + 2 t and the next.
-template <int kItems>
-__device__ __forceinline__ void write_sums(const ProductTask& task, int tile, int first_column,
-                                           const float (&out)[kItems][4]) {
-  const int lane = threadIdx.x % 32, row = tile * kTileRows + lane / 4;
-  const bool paired = task.activations.slots == 2;  // a value and its residual
+// Two neighbouring rows of a token leave together: lanes exchange 8 x 8 outputs. Where a value and
+// its residual are neighbours, two times four tokens are eight.
+template <class T, int kItems>
+__device__ __forceinline__ void write_pairs(const ProductTask& task, int tile, int first_column,
+                                            const float (&row_scale)[2],
+                                            const float (&out)[kItems][4]) {
+  const int lane = threadIdx.x % 32, g = lane / 4, row = tile * kTileRows + lane % 4 * 2;
+  const bool paired = task.activations.slots == 2;
   const int tokens = task.activations.tokens;
-  float row_scale[2];
 #pragma unroll
-  for (int u = 0; u < 2; ++u)
-    row_scale[u] = row + 8 * u < task.rows ? row_scale_of(task, row + 8 * u) : 0;
+  for (int n = 0; n < kItems; ++n) {
+    if (paired && n % 2) continue;
+    const int token =
+        paired ? (first_column + n * 8) / 2 + g / 2 + g % 2 * 4 : first_column + n * 8 + g;
+    T* const to = static_cast<T*>(task.y) + int64_t(token) * task.rows + row;
+    constexpr float kNone[4] = {};
+    const float (&next)[4] = n + 1 < kItems ? out[n + 1 < kItems ? n + 1 : 0] : kNone;
+#pragma unroll
+    for (int u = 0; u < 2; ++u) {
+      const float first = out[n][2 * u], second = out[n][2 * u + 1];
+      const uint32_t pair =
+          rounded_pair<T>((paired ? first + second : first) * row_scale[u],
+                          (paired ? next[2 * u] + next[2 * u + 1] : second) * row_scale[u]);
+      const uint32_t rows = transposed(pair);
+      if (token < tokens && row + 8 * u < task.rows)
+        *reinterpret_cast<uint32_t*>(to + 8 * u) = rows;
+    }
+  }
+}
+
+template <int kItems>
+__device__ __forceinline__ void write_singly(const ProductTask& task, int tile, int first_column,
+                                             const float (&row_scale)[2],
+                                             const float (&out)[kItems][4]) {
+  const int lane = threadIdx.x % 32, row = tile * kTileRows + lane / 4;
+  const bool paired = task.activations.slots == 2;
+  const int tokens = task.activations.tokens;
 #pragma unroll
   for (int n = 0; n < kItems; ++n) {
     const int column = first_column + n * 8 + lane % 4 * 2;
@@ -101,6 +133,24 @@ __device__ __forceinline__ void write_sums(const ProductTask& task, int tile, in
       if (!paired && token + 1 < tokens)
         write_scaled(task, token + 1, row + 8 * u, second * row_scale[u]);
     }
+  }
+}
+
+template <int kItems>
+__device__ __forceinline__ void write_sums(const ProductTask& task, int tile, int first_column,
+                                           const float (&out)[kItems][4]) {
+  float row_scale[2];
+#pragma unroll
+  for (int u = 0; u < 2; ++u) {
+    const int row = tile * kTileRows + threadIdx.x % 32 / 4 + 8 * u;
+    row_scale[u] = row < task.rows ? row_scale_of(task, row) : 0;
+  }
+  if (task.rows % 2) {  // a pair of rows would not be aligned
+    write_singly(task, tile, first_column, row_scale, out);
+  } else if (task.activations.type == RealType::kFloat16) {
+    write_pairs<__half>(task, tile, first_column, row_scale, out);
+  } else {
+    write_pairs<__nv_bfloat16>(task, tile, first_column, row_scale, out);
   }
 }
 
@@ -214,7 +264,7 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
     int parity = 0;
 #pragma unroll 1
     for (; codes.left > 0; codes.next()) {
-      barrier_wait_long(Shape::free_barrier(codes.slot), parity);
+      barrier_wait(Shape::free_barrier(codes.slot), parity);
       codes.announce();
       codes.copy_codes();
       codes.copy_activations();
@@ -260,51 +310,40 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
     for (int n = 0; n < kItems; ++n)
       out[n][0] += v[n].x, out[n][1] += v[n].y, out[n][2] += v[n].z, out[n][3] += v[n].w;
   };
+  const auto chunks_of = [&](int at) {  // that the warpgroup has in a step
+    return min(plan.run, task.chunks - at * step_chunks - my_chunk);
+  };
+  using Tiles = typename Operand::Tile[2];
+  Tiles ahead;
+  const auto decode = [&](Tiles& tile, int ring_slot, int at, int c) {
+    if (c < chunks_of(at))
+      tile[c].load(first_codes + ring_slot * plan.stage_bytes + c * Operand::kChunkBytes, lane);
+  };
+  if constexpr (Shape::kAhead) {
+    if (run > 0) {
+      barrier_wait(Shape::full_barrier(0), 0);
+      decode(ahead, 0, step, 0);
+      decode(ahead, 0, step, 1);
+    }
+  }
 #pragma unroll 1
   for (int left = run; left > 0; --left) {
-    barrier_wait(Shape::full_barrier(slot), phase);
+    if constexpr (!Shape::kAhead) barrier_wait(Shape::full_barrier(slot), phase);
     const uint32_t stage = slot * plan.stage_bytes;
-    const int mine = min(plan.run, task.chunks - step * step_chunks - my_chunk);
-    if (mine > 0) {
-      typename Operand::Tile tile[2];
-      typename Operand::Sum sums[4 * kItems];
-      const uint32_t scales = first_scales + stage;
-      const auto decode = [&](int c) {
-        tile[c].load(first_codes + stage + c * Operand::kChunkBytes, lane);
-      };
-      const auto multiply = [&](int c) {
-        wgmma_fence();
-        Operand::multiply(tile[c],
-                          first_values + stage + c * (Shape::kSections * Shape::kSectionRows),
-                          Shape::kSectionRows, c > 0, sums);
-        wgmma_commit();
-        if (Operand::kHalfOdd && in_group < kColumns)
-          offset += __uint_as_float(
-              load_shared_word(scales + c * kChunkScales + (kColumns + in_group) * 4));
-      };
-      if constexpr (Shape::kTurns) {
-        decode(0);
-        if (mine > 1) decode(1);
-        wait_for_turn(warp / 4);
-        multiply(0);
-        if (mine > 1) {
-          multiply(1);
-          wgmma_wait<1>();
-        } else {
-          wgmma_wait<0>();
-        }
-        if (left > 1 || warp < 4) give_turn(1 - warp / 4);
-      } else {
-        decode(0);
-        multiply(0);
-        if (mine > 1) {
-          decode(1);
-          multiply(1);
-        }
-      }
-      wgmma_wait<0>();
-      tile[0].done();
-      if (mine > 1) tile[1].done();
+    const int mine = chunks_of(step);
+    typename Operand::Sum sums[4 * kItems];
+    const uint32_t scales = first_scales + stage;
+    const auto multiply = [&](const Tiles& tile, int c) {
+      wgmma_fence();
+      Operand::multiply(tile[c],
+                        first_values + stage + c * (Shape::kSections * Shape::kSectionRows),
+                        Shape::kSectionRows, c > 0, sums);
+      wgmma_commit();
+      if (Operand::kHalfOdd && in_group < kColumns)
+        offset += __uint_as_float(
+            load_shared_word(scales + c * kChunkScales + (kColumns + in_group) * 4));
+    };
+    const auto fold = [&] {
 #pragma unroll
       for (int n = 0; n < kItems; ++n) {
         const uint2 s = load_shared_pair(scales + (8 * n + lane % 4 * 2) * 4);
@@ -313,9 +352,54 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
         for (int i = 0; i < 4; ++i)
           out[n][i] = __fmaf_rn(Operand::sum_of(sums[4 * n + i]), scale[i & 1], out[n][i]);
       }
-    } else if constexpr (Shape::kTurns) {
-      wait_for_turn(warp / 4);
-      if (left > 1 || warp < 4) give_turn(1 - warp / 4);
+    };
+    const auto wait_for_my_turn = [&] {
+      if constexpr (Shape::kTurns) wait_for_turn(warp / 4);
+    };
+    const auto pass_the_turn = [&] {
+      if constexpr (Shape::kTurns)
+        if (left > 1 || warp < 4) give_turn(1 - warp / 4);
+    };
+    if constexpr (Shape::kAhead) {
+      wait_for_my_turn();
+      if (mine > 0) multiply(ahead, 0);
+      if (mine > 1) multiply(ahead, 1);
+      pass_the_turn();
+      // The next step's weights take the registers of this one's as they become free.
+      const bool wraps = slot + 1 == plan.stages;
+      const int next_slot = wraps ? 0 : slot + 1;
+      const int next_step = step + 1 == split.group_steps ? 0 : step + 1;
+      if (left > 1) barrier_wait(Shape::full_barrier(next_slot), phase ^ int(wraps));
+      if (mine > 1) {
+        wgmma_wait<1>();
+      } else {
+        wgmma_wait<0>();
+      }
+      ahead[0].done();
+      if (left > 1) decode(ahead, next_slot, next_step, 0);
+      wgmma_wait<0>();
+      ahead[1].done();
+      if (left > 1) decode(ahead, next_slot, next_step, 1);
+      if (mine > 0) fold();
+    } else if (mine > 0) {
+      Tiles tile;
+      decode(tile, slot, step, 0);
+      if constexpr (Shape::kTurns)
+        if (mine > 1) decode(tile, slot, step, 1);
+      wait_for_my_turn();
+      multiply(tile, 0);
+      if (mine > 1) {
+        if constexpr (!Shape::kTurns) decode(tile, slot, step, 1);
+        multiply(tile, 1);
+      }
+      pass_the_turn();
+      wgmma_wait<0>();
+      tile[0].done();
+      if (mine > 1) tile[1].done();
+      fold();
+    } else {
+      wait_for_my_turn();
+      pass_the_turn();
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(Shape::free_barrier(slot));

@@ -57,7 +57,6 @@ inline void barrier_wait(uint32_t barrier, int parity) {
   emulation::Barrier& b = self.block->barrier(barrier);
   while (!b.passed(parity)) std::this_thread::yield();
 }
-inline void barrier_wait_long(uint32_t barrier, int parity) { barrier_wait(barrier, parity); }
 template <int kRegisters>
 void give_registers_up() {}
 template <int kRegisters>
@@ -80,6 +79,14 @@ inline float max_or_nan(float a, float b) {
 }
 inline float reciprocal(float v) { return 1 / v; }
 inline float reciprocal_root(float v) { return 1 / std::sqrt(v); }
+
+inline uint32_t transposed(uint32_t pair) {
+  return emulation::among_lanes(pair, [](const uint32_t* all) {
+    const int g = self.lane() / 4, t = self.lane() % 4;
+    const auto at = [&](int row) { return all[4 * row + g / 2] >> (16 * (g % 2)) & 0xFFFF; };
+    return at(2 * t) | at(2 * t + 1) << 16;
+  });
+}
 
 constexpr uint32_t kTf32Mask = ~0x1FFFu;
 struct Operands {
