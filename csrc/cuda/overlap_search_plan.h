@@ -1,0 +1,36 @@
+// How a search is laid over threads, and the instances of its kernel (overlap_search.cuh).
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "cuda/overlap_search.h"
+
+namespace pvq {
+
+constexpr int kQuad = 4;  // sequences that share the products of points
+constexpr int kMostSearchThreads = 512;
+
+struct alignas(16) Four {
+  float at[kQuad];
+};
+
+// A set of costs [states] in `history` is of one quad and one group.
+struct OverlapSearchPlan {
+  OverlapSearchTask task;
+  int tile;          // states that a thread finds the costs of: consecutive new symbols
+  int quad_threads;  // states / tile
+  int quads;         // of a block
+  int blocks;        // each works on a quad after another
+  int stride;        // groups from a set of costs that is kept to the next
+  int64_t sets;      // kept for each quad
+  int64_t quad_bytes, shared_bytes;
+  Four* history;  // [blocks][quads][sets][states]
+};
+
+// One function for each number of weights of a group, and one for the less usual numbers. Each
+// launches the instance for plan.tile.
+cudaError_t launch_search_1(const OverlapSearchPlan& plan, cudaStream_t stream);
+cudaError_t launch_search_2(const OverlapSearchPlan& plan, cudaStream_t stream);
+cudaError_t launch_search_wide(const OverlapSearchPlan& plan, cudaStream_t stream);
+
+}  // namespace pvq
