@@ -21,15 +21,17 @@
 // back repeats the few transitions that lead from those to the state that it comes from: 2^step +
 // ... + 2^(stride * step) of them, against the 2^word of each group.
 //
-// The two numbers. In the 2-bit code (4,096 states, kTile = 16) a thread's step for one o is 64
-// transitions: 48 instructions for the products T0 . T1, rounded as on the CPU (two multiplications
-// and an addition for each i), 64 additions and 64 minima for the four sequences, and some 12 for
-// loads, addresses and the loop: 2.9 instructions a transition, of which the minimum is the one
-// that has half the rate. Shared memory gives 40 bytes for them, 0.6 a transition. So issue slots
-// bind: 128 lanes / 2.9 = 44 transitions a clock on each SM, on 132 SMs at 1.755 GHz 10.2e12 a
-// second. A weight takes 32,768, and 1.75 times as many in a ring of 128, which is gone around by
-// 48 groups more to find where it closes: 178 million weights a second if nothing else took time.
-// The 64 KB of costs that each quad keeps for three groups are 0.15 TB/s then.
+// The two numbers, of the 2-bit code (4,096 states, kTile = 16): 2.95 instructions and 0.6 bytes of
+// shared memory a transition. For one o a thread has 64 transitions: 48 instructions for the
+// products T0 . T1, rounded as on the CPU (two multiplications and an addition for each i), 64
+// additions and 64 minima for the four sequences, 4 additions of `second`, 3 loads (40 bytes)
+// and 5.5 for addresses and the loop [377 for two o in the machine code for sm_90a, nvcc 13.0].
+// Shared memory would give 213 transitions a clock on each SM, the pipe of the minima 64, the issue
+// slots 43: so these bind, at 132 SMs and 1.755 GHz 10.1e12 transitions a second. A weight takes
+// 32,768, and 1.75 times as many in a ring of 128, which is gone around by 48 groups more to find
+// where it closes: 175 million weights a second at the most. What a group costs besides, a seventh
+// of the instructions of its loop, the way back and stalls will leave 100 to 120. The 64 KB of
+// costs that each quad keeps for three groups are 0.1 TB/s then.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -30,7 +30,7 @@ bool overlap_search_supported(const OverlapTrellis& trellis);
 // Bytes of device memory beside the results, kMostSearchBytes at most unless one sequence of
 // millions of groups takes more.
 int64_t overlap_search_workspace(const OverlapSearchTask& task);
-constexpr int64_t kMostSearchBytes = int64_t{1} << 29;
+constexpr int64_t kMostSearchBytes = int64_t{1} << 30;
 
 // `workspace` is 16-byte aligned. Launches on a stream (a cudaStream_t as void*), neither waits nor
 // allocates, and returns a cudaError_t.
