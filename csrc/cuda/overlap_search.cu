@@ -33,7 +33,7 @@ OverlapSearchPlan plan_of(const OverlapTrellis& t) {
   plan.quads = std::max(1, kBlockThreads / plan.quad_threads);
   plan.stride = std::min(kMostStride, t.state_bits() / t.step_bits);
   // Costs, first and second terms, and the ends.
-  plan.quad_bytes = int64_t(sizeof(Four)) * (t.states() + 2 * t.rows() + 4);
+  plan.quad_bytes = int64_t(sizeof(Four)) * (state_places(t) + 2 * t.rows() + 4);
   return plan;
 }
 

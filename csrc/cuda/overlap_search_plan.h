@@ -14,6 +14,11 @@ struct alignas(16) Four {
   float at[kQuad];
 };
 
+// Costs of states in shared memory, with a gap for each 2^step_bits of them.
+PVQ_HD inline int state_places(const OverlapTrellis& t) {
+  return t.states() + (t.states() >> t.step_bits);
+}
+
 // A set of costs [states] in `history` is of one quad and one group.
 struct OverlapSearchPlan {
   OverlapSearchTask task;
