@@ -38,12 +38,15 @@
 
 #include <limits>
 
+#include "core/ieee.h"
 #include "cuda/launch.cuh"
 #include "cuda/overlap_search_plan.h"
 #include "cuda/ptx.cuh"
 
 namespace pvq {
 namespace {
+
+using ieee::multiply;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
@@ -169,24 +172,24 @@ class QuadSearch {
 
   // The terms of the costs.
   static __device__ __forceinline__ float first_term(float weight, float x, float point) {
-    const float error = __fsub_rn(x, point);
-    return __fmul_rn(weight, __fmul_rn(error, error));
+    const float error = x - point;
+    return multiply(weight, multiply(error, error));
   }
   static __device__ __forceinline__ float second_term(float weight, float x, float point) {
-    return __fmul_rn(__fmul_rn(weight, point), __fsub_rn(point, __fmul_rn(2.0f, x)));
+    return multiply(multiply(weight, point), point - multiply(2.0f, x));
   }
   static __device__ __forceinline__ float cross(const float (&factor)[kDim],
                                                 const float (&point)[kDim]) {
-    float sum = __fmul_rn(factor[0], point[0]);
+    float sum = multiply(factor[0], point[0]);
 #pragma unroll
-    for (int d = 1; d < kDim; ++d) sum = __fadd_rn(sum, __fmul_rn(factor[d], point[d]));
+    for (int d = 1; d < kDim; ++d) sum += multiply(factor[d], point[d]);
     return sum;
   }
   __device__ __forceinline__ void factors_of(int state, const float (&weight)[kDim],
                                              float (&factor)[kDim]) const {
 #pragma unroll
     for (int d = 0; d < kDim; ++d)
-      factor[d] = __fmul_rn(__fmul_rn(2.0f, weight[d]), own_[own_window(state) * kDim + d]);
+      factor[d] = multiply(multiply(2.0f, weight[d]), own_[own_window(state) * kDim + d]);
   }
 
   // first_ and second_ of a group.
@@ -207,8 +210,8 @@ class QuadSearch {
         const float own = own_[row * kDim + d], other = other_[place * kDim + d];
 #pragma unroll
         for (int lane = 0; lane < kQuad; ++lane) {
-          one.at[lane] = __fadd_rn(one.at[lane], first_term(weight[d], x[lane][d], own));
-          two.at[lane] = __fadd_rn(two.at[lane], second_term(weight[d], x[lane][d], other));
+          one.at[lane] += first_term(weight[d], x[lane][d], own);
+          two.at[lane] += second_term(weight[d], x[lane][d], other);
         }
       }
       first_[row] = one;
@@ -264,14 +267,13 @@ class QuadSearch {
       const Four two = *second;
       const Point point = *other;
 #pragma unroll
-      for (int lane = 0; lane < kQuad; ++lane)
-        path.at[lane] = __fadd_rn(path.at[lane], two.at[lane]);
+      for (int lane = 0; lane < kQuad; ++lane) path.at[lane] += two.at[lane];
 #pragma unroll
       for (int i = 0; i < kTile; ++i) {
         const float between = cross(factor[i], point.at);
 #pragma unroll
         for (int lane = 0; lane < kQuad; ++lane)
-          least[i].at[lane] = fminf(__fadd_rn(path.at[lane], between), least[i].at[lane]);
+          least[i].at[lane] = fminf(path.at[lane] + between, least[i].at[lane]);
       }
       second += 1 << rest_bits();
       other += 1 << rest_bits();
@@ -280,8 +282,7 @@ class QuadSearch {
     for (int i = 0; i < kTile; ++i) {
       const Four first = first_[own_window(next + (i << old_bits()))];
 #pragma unroll
-      for (int lane = 0; lane < kQuad; ++lane)
-        least[i].at[lane] = __fadd_rn(least[i].at[lane], first.at[lane]);
+      for (int lane = 0; lane < kQuad; ++lane) least[i].at[lane] += first.at[lane];
     }
     __syncthreads();  // all have read the costs before this group, and its own
 #pragma unroll
@@ -388,19 +389,19 @@ class QuadSearch {
 #pragma unroll
         for (int d = 0; d < kDim; ++d) {
           point[d] = other_[place * kDim + d];
-          second = __fadd_rn(second, second_term(weight[d], x[d], point[d]));
+          second += second_term(weight[d], x[d], point[d]);
         }
         const float cost = before ? before[(low << t_.step_bits | o) * kQuad + lane].cost
                                   : costs[old << t_.step_bits | o].at[lane];
-        const float path = __fadd_rn(__fadd_rn(cost, second), cross(factor, point));
+        const float path = cost + second + cross(factor, point);
         if (path < best.cost) best = {path, o};
       }
       const int from = low << t_.step_bits | best.from;
       float first = 0;
 #pragma unroll
       for (int d = 0; d < kDim; ++d)
-        first = __fadd_rn(first, first_term(weight[d], x[d], own_[own_window(state) * kDim + d]));
-      after[i] = {__fadd_rn(best.cost, first), before ? before[from * kQuad + lane].from : from};
+        first += first_term(weight[d], x[d], own_[own_window(state) * kDim + d]);
+      after[i] = {best.cost + first, before ? before[from * kQuad + lane].from : from};
     }
   }
 
