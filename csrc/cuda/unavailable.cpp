@@ -3,6 +3,7 @@
 #include "cuda/decode.h"
 #include "cuda/encode.h"
 #include "cuda/hadamard.h"
+#include "cuda/overlap_beam.h"
 #include "cuda/overlap_dequantize.h"
 #include "cuda/overlap_search.h"
 #include "cuda/plane_matmul.h"
@@ -52,6 +53,8 @@ int overlap_dequantize_cuda(const OverlapView&, RealType, void*, void*) { return
 bool overlap_search_supported(const OverlapTrellis&) { return true; }
 int64_t overlap_search_workspace(const OverlapSearchTask&) { return 0; }
 int overlap_search_cuda(const OverlapSearchTask&, void*, void*) { return kCudaUnavailable; }
+int64_t overlap_beam_workspace(const OverlapSearchTask&, int) { return 0; }
+int overlap_beam_cuda(const OverlapSearchTask&, int, void*, void*) { return kCudaUnavailable; }
 bool products_supported() { return false; }
 bool product_block_supported(int64_t) { return false; }
 int64_t table_product_workspace(const TableProduct&) { return 0; }

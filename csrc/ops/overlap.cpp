@@ -17,21 +17,23 @@ constexpr int kMaxStateBits = 16;
 constexpr int kMaxWindowBits = 12;
 constexpr int kMaxSearchDim = 8;
 
-OverlapTrellis checked_trellis(const char* op, const Tensor& table, int64_t step_bits,
-                               int64_t lag) {
+OverlapTrellis checked_trellis(const char* op, const Tensor& table, int64_t step_bits, int64_t lag,
+                               int64_t most_terms) {
   check_range(op, "step_bits", step_bits, 2, 8);
   check_range(op, "lag", lag, 1, kMaxOverlapLag);
   check_rank(op, "table", table, 3);
   int window_bits = 0;
   while (window_bits < kMaxWindowBits && int64_t{1} << window_bits < table.size(0)) ++window_bits;
-  const OverlapTrellis t{int(table.size(2)), int(step_bits), window_bits, int(lag)};
-  PVQ_CHECK(table.size(0) == t.rows() && window_bits >= step_bits && table.size(1) == 2 &&
-                t.dim >= 1 && t.dim <= kMaxSearchDim,
-            "pvq::", op, ": table has shape ", shape_name(table),
-            ", expected [2^n, 2, dim] with n ", "from step_bits = ", step_bits, " to ",
+  const OverlapTrellis t{int(table.size(2)), int(step_bits), window_bits, int(lag),
+                         int(table.size(1))};
+  PVQ_CHECK(table.size(0) == t.rows() && window_bits >= step_bits && t.terms >= 2 &&
+                t.terms <= most_terms && t.dim >= 1 && t.dim <= kMaxSearchDim,
+            "pvq::", op, ": table has shape ", shape_name(table), ", expected [2^n, ",
+            most_terms == 2 ? "2" : "2 or 3", ", dim] with n from step_bits = ", step_bits, " to ",
             kMaxWindowBits, " and dim from 1 to ", kMaxSearchDim);
   PVQ_CHECK(t.state_bits() <= kMaxStateBits, "pvq::", op, ": a state has ", t.state_bits(),
-            " bits (window bits + (lag - 1) * step_bits), expected ", kMaxStateBits, " at most");
+            " bits (window bits + ((terms - 1) * lag - 1) * step_bits), expected ", kMaxStateBits,
+            " at most");
   return t;
 }
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "cpu/overlap_beam.h"
 #include "cpu/overlap_search.h"
 #include "ops/matmul.h"
 
@@ -11,6 +12,9 @@ namespace pvq::ops {
 namespace {
 
 constexpr const char* kOp = "overlap_search";
+
+constexpr int64_t kMostBeam = 1 << 16;  // links of paths have 16 bits for one
+constexpr int kMostExactBeam = 1 << 12;
 
 using torch::stable::parallel_for;
 
@@ -38,12 +42,20 @@ const int32_t* states_in_range(const char* name, const std::optional<Tensor>& gi
 SearchArguments check_search(const Tensor& x, const Tensor& table, int64_t step_bits, int64_t lag,
                              const std::optional<Tensor>& weight,
                              const std::optional<Tensor>& start, const std::optional<Tensor>& end,
-                             bool ring) {
+                             bool ring, int64_t beam) {
   check_dtype(kOp, "x", x, {ScalarType::Float});
   check_rank(kOp, "x", x, 2);
   check_dtype(kOp, "table", table, {ScalarType::Float});
   SearchArguments a;
-  a.trellis = checked_trellis(kOp, table, step_bits, lag);
+  a.trellis = checked_trellis(kOp, table, step_bits, lag, /*most_terms=*/3);
+  check_range(kOp, "beam", beam, 0, kMostBeam);
+  a.beam = int(beam);
+  if (beam == 0 && a.trellis.terms > 2) {
+    PVQ_CHECK(a.trellis.states() <= kMostExactBeam, "pvq::", kOp, ": beam is 0 (exact), but ",
+              a.trellis.states(), " states of three terms are too many for that; expected ",
+              kMostExactBeam, " at most, or a beam, the number of paths that are kept");
+    a.beam = a.trellis.states();  // as wide as the states, a beam search is exact
+  }
   check_same_device(kOp, "table", table, "x", x);
   a.rows = x.size(0), a.cols = x.size(1), a.ring = ring;
   PVQ_CHECK(a.cols % a.trellis.dim == 0, "pvq::", kOp, ": x has ", a.cols,
@@ -79,8 +91,9 @@ std::tuple<Tensor, Tensor, Tensor> overlap_search_cpu(const Tensor& x, const Ten
                                                       int64_t step_bits, int64_t lag,
                                                       const std::optional<Tensor>& weight,
                                                       const std::optional<Tensor>& start,
-                                                      const std::optional<Tensor>& end, bool ring) {
-  SearchArguments a = check_search(x, table, step_bits, lag, weight, start, end, ring);
+                                                      const std::optional<Tensor>& end, bool ring,
+                                                      int64_t beam) {
+  SearchArguments a = check_search(x, table, step_bits, lag, weight, start, end, ring, beam);
   const int32_t* from = states_in_range("start", a.start, a.trellis.states());
   const int32_t* to = states_in_range("end", a.end, a.trellis.states());
   if (a.empty()) return a.results();
@@ -90,6 +103,19 @@ std::tuple<Tensor, Tensor, Tensor> overlap_search_cpu(const Tensor& x, const Ten
   uint8_t* out = a.symbol.mutable_data_ptr<uint8_t>();
   int32_t* state = a.began.mutable_data_ptr<int32_t>();
   float* costs = a.cost.mutable_data_ptr<float>();
+  if (a.beam) {
+    parallel_for(0, a.rows, 1, [&](int64_t first, int64_t last) {
+      OverlapBeam search(a.trellis, points, factors, a.groups, a.beam);
+      for (int64_t r = first; r < last; ++r) {
+        state[r] = from ? from[r] : kFreeState;
+        const float* sequence = in + r * a.cols;
+        uint8_t* symbols = out + r * a.groups;
+        costs[r] = ring ? search.ring(sequence, &state[r], symbols)
+                        : search.open(sequence, &state[r], to ? to[r] : kFreeState, symbols);
+      }
+    });
+    return a.results();
+  }
   const int64_t bundles = (a.rows + kOverlapLanes - 1) / kOverlapLanes;
   parallel_for(0, bundles, 1, [&](int64_t first, int64_t last) {
     OverlapSearch search(a.trellis, points, factors, a.groups);

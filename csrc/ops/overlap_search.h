@@ -14,6 +14,7 @@ struct SearchArguments {
   OverlapTrellis trellis;
   int64_t rows, cols, groups;
   bool ring;
+  int beam;  // paths that are kept; 0 for Viterbi's algorithm, with tables of two terms
   Tensor x, table;
   std::optional<Tensor> weight, start, end;
   Tensor symbol, began, cost;
@@ -26,6 +27,6 @@ struct SearchArguments {
 SearchArguments check_search(const Tensor& x, const Tensor& table, int64_t step_bits, int64_t lag,
                              const std::optional<Tensor>& weight,
                              const std::optional<Tensor>& start, const std::optional<Tensor>& end,
-                             bool ring);
+                             bool ring, int64_t beam);
 
 }  // namespace pvq::ops
