@@ -37,11 +37,12 @@ struct BeamTrellis {
   PVQ_HD const float* point(int window, int term) const {
     return table + (window * trellis.terms + term) * trellis.dim;
   }
-  // The point that a new symbol adds, for states with this `old`.
+  // The bits of `old` that a new symbol's window has beside it, and the point that the symbol adds.
+  PVQ_HD int newest_of(int old) const {
+    return old >> (trellis.state_bits() - trellis.window_bits);
+  }
   PVQ_HD const float* own_point(int old, int symbol) const {
-    const int rest = trellis.window_bits - trellis.step_bits;
-    const int newest = old >> (trellis.state_bits() - trellis.step_bits - rest);
-    return point(symbol << rest | newest, 0);
+    return point(symbol << (trellis.window_bits - trellis.step_bits) | newest_of(old), 0);
   }
   // What is left for T0 to meet, of one coordinate.
   PVQ_HD float residual(float x, int state, int d) const {

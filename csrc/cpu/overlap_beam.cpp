@@ -22,28 +22,69 @@ OverlapBeam::OverlapBeam(const OverlapTrellis& trellis, const float* table, cons
       next_cost_(beam_),
       first_(beam_ + 1),
       residual_(int64_t{beam_} * trellis.dim),
-      candidate_(int64_t{beam_} * trellis.symbols()),
-      before_(candidate_.size()) {}
+      candidate_(int64_t{beam_} * trellis.symbols()) {
+  const int rest = trellis.window_bits - trellis.step_bits;
+  own_.reserve(int64_t{trellis.rows()} * trellis.dim);
+  for (int newest = 0; newest < 1 << rest; ++newest)
+    for (int d = 0; d < trellis.dim; ++d)
+      for (int s = 0; s < trellis.symbols(); ++s)
+        own_.push_back(trellis_.point(s << rest | newest, 0)[d]);
+}
 
-int64_t OverlapBeam::largest_kept(int64_t candidates, uint32_t* largest) {
-  constexpr int kDigits[] = {11, 11, 10};
-  uint32_t key = 0;
-  int64_t wanted = beam_;
-  int shift = 32;
-  for (const int bits : kDigits) {
-    int64_t count[1 << 11] = {};
-    shift -= bits;
-    const uint32_t mask = (1u << bits) - 1;
-    for (int64_t c = 0; c < candidates; ++c) {
-      const uint32_t other = cost_key(candidate_[c]);
-      if (uint64_t{other} >> (shift + bits) == key) ++count[(other >> shift) & mask];
+void OverlapBeam::find_candidates(int k, const float* weight, SymbolRange symbols,
+                                  float* candidate) {
+  // The vectors of this loop are all new symbols. The operations are those of
+  // BeamTrellis::distance.
+  const int dim = trellis_.trellis.dim, all = trellis_.trellis.symbols();
+  const int newest = trellis_.newest_of(trellis_.old_of(state_[first_[k]]));
+  const float* own = &own_[int64_t{newest} * dim * all + symbols.begin];
+  std::fill_n(candidate, symbols.count, kInfinity);
+  for (int p = first_[k]; p < first_[k + 1]; ++p) {
+    float sum[256] = {};
+    for (int d = 0; d < dim; ++d) {
+      const float residual = residual_[p * dim + d], factor = weight ? weight[d] : 1.0f;
+      for (int s = 0; s < symbols.count; ++s) {
+        const float error = residual - own[d * all + s];
+        sum[s] += factor * (error * error);
+      }
     }
-    uint32_t digit = 0;
-    for (; wanted > count[digit]; ++digit) wanted -= count[digit];
-    key = key << bits | digit;
+    for (int s = 0; s < symbols.count; ++s) {
+      const float path = cost_[p] + sum[s];
+      candidate[s] = path < candidate[s] ? path : candidate[s];
+    }
   }
-  *largest = key;
-  return wanted;
+}
+
+void OverlapBeam::keep(int olds, SymbolRange symbols) {
+  const int64_t candidates = int64_t{olds} * symbols.count;
+  const auto at = [&](int64_t c) {
+    return Candidate{symbols.begin + int(c % symbols.count), int(c / symbols.count),
+                     cost_key(candidate_[c])};
+  };
+  kept_.clear();
+  if (candidates <= beam_) {
+    for (int64_t c = 0; c < candidates; ++c) kept_.push_back(at(c));
+    std::sort(kept_.begin(), kept_.end());
+    return;
+  }
+  // By the first bits of the keys, then exactly among those that these leave open.
+  constexpr int kBits = 12, kShift = 32 - kBits;
+  int64_t count[1 << kBits] = {};
+  for (int64_t c = 0; c < candidates; ++c) ++count[cost_key(candidate_[c]) >> kShift];
+  int64_t wanted = beam_;
+  uint32_t digit = 0;
+  for (; wanted > count[digit]; ++digit) wanted -= count[digit];
+  close_.clear();
+  for (int64_t c = 0; c < candidates; ++c) {
+    const uint32_t own = cost_key(candidate_[c]) >> kShift;
+    if (own <= digit) (own < digit ? kept_ : close_).push_back(at(c));
+  }
+  std::nth_element(close_.begin(), close_.begin() + (wanted - 1), close_.end(),
+                   [](const Candidate& a, const Candidate& b) {
+                     return a.key != b.key ? a.key < b.key : a < b;
+                   });
+  kept_.insert(kept_.end(), close_.begin(), close_.begin() + wanted);
+  std::sort(kept_.begin(), kept_.end());
 }
 
 void OverlapBeam::step(const float* x, const float* weight, SymbolRange symbols, uint32_t* links) {
@@ -54,32 +95,23 @@ void OverlapBeam::step(const float* x, const float* weight, SymbolRange symbols,
     for (int d = 0; d < dim; ++d) residual_[p * dim + d] = trellis_.residual(x[d], state_[p], d);
   }
   first_[olds] = count_;
-  int64_t candidates = 0;
-  for (int s = symbols.begin; s < symbols.begin + symbols.count; ++s)
-    for (int k = 0; k < olds; ++k, ++candidates) {
-      const float* own = trellis_.own_point(trellis_.old_of(state_[first_[k]]), s);
-      float least = kInfinity;
-      int best = first_[k];
-      for (int p = first_[k]; p < first_[k + 1]; ++p) {
-        const float path = cost_[p] + trellis_.distance(&residual_[p * dim], 1, weight, own);
-        if (path < least) least = path, best = p;
-      }
-      candidate_[candidates] = least;
-      before_[candidates] = best;
+  for (int k = 0; k < olds; ++k)
+    find_candidates(k, weight, symbols, &candidate_[int64_t{k} * symbols.count]);
+  keep(olds, symbols);
+  for (size_t i = 0; i < kept_.size(); ++i) {
+    const auto [symbol, k, key] = kept_[i];
+    const int old = trellis_.old_of(state_[first_[k]]);
+    const float* own = trellis_.own_point(old, symbol);
+    next_cost_[i] = kInfinity;
+    int before = first_[k];
+    for (int p = first_[k]; p < first_[k + 1]; ++p) {
+      const float path = cost_[p] + trellis_.distance(&residual_[p * dim], 1, weight, own);
+      if (path < next_cost_[i]) next_cost_[i] = path, before = p;
     }
-  uint32_t largest = ~0u;
-  int64_t wanted = candidates;
-  if (candidates > beam_) wanted = largest_kept(candidates, &largest);
-  int kept = 0;
-  for (int64_t c = 0; c < candidates; ++c) {
-    const uint32_t key = cost_key(candidate_[c]);
-    if (key > largest || (key == largest && wanted-- <= 0)) continue;
-    const int symbol = symbols.begin + int(c / olds);
-    next_state_[kept] = trellis_.next_state(trellis_.old_of(state_[before_[c]]), symbol);
-    next_cost_[kept] = candidate_[c];
-    links[kept++] = path_link(before_[c], symbol);
+    next_state_[i] = trellis_.next_state(old, symbol);
+    links[i] = path_link(before, symbol);
   }
-  count_ = kept;
+  count_ = int(kept_.size());
   state_.swap(next_state_);
   cost_.swap(next_cost_);
 }

@@ -28,20 +28,30 @@ class OverlapBeam {
   float search(const float* x, int64_t from, int64_t count, int64_t until, int* start, int end,
                int* middle);
   void step(const float* x, const float* weight, SymbolRange symbols, uint32_t* links);
-  // The number of candidates of the largest key that are kept; all below it are.
-  int64_t largest_kept(int64_t candidates, uint32_t* largest);
+  // candidate_[k] [symbols.count] = the costs of the candidates of the k-th `old`.
+  void find_candidates(int k, const float* weight, SymbolRange symbols, float* candidate);
+  // kept_ = the candidates of least cost, in the order of their states.
+  void keep(int olds, SymbolRange symbols);
 
   const BeamTrellis trellis_;
   const float* weight_;
   const int64_t groups_;
   const int beam_;
-  int count_ = 0;  // of the paths
+  std::vector<float> own_;  // T0 as [newest bits of an `old`][dim][symbol]
+  int count_ = 0;           // of the paths
   std::vector<int> state_, next_state_;
   std::vector<float> cost_, next_cost_;
   std::vector<int> first_;       // of each `old`: its first path, and the end
   std::vector<float> residual_;  // [path][dim]
   std::vector<float> candidate_;
-  std::vector<int> before_;      // of a candidate
+  struct Candidate {
+    int symbol, k;
+    uint32_t key;
+    bool operator<(const Candidate& other) const {
+      return symbol != other.symbol ? symbol < other.symbol : k < other.k;
+    }
+  };
+  std::vector<Candidate> kept_, close_;
   std::vector<uint32_t> links_;  // [group][beam]
   std::vector<uint8_t> found_;
 };
