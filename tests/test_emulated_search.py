@@ -55,7 +55,7 @@ def program(tmp_path_factory):
     return out
 
 
-def emulate(program, x, table, step, lag, weight, start, end, ring, beam, processors):
+def emulate(program, x, table, step, lag, weight, start, end, ring, beam, processors, shared=227):
     """Symbols, states and costs as the operator gives them."""
     rows, dim = len(x), table.shape[2]
     groups, window = x.shape[1] // dim, len(table).bit_length() - 1
@@ -66,7 +66,7 @@ def emulate(program, x, table, step, lag, weight, start, end, ring, beam, proces
     )
     numbers = (rows, groups, dim, step, window, lag, table.shape[1], beam)
     done = subprocess.run(
-        [str(program), *map(str, numbers), given or "-", str(processors)],
+        [str(program), *map(str, numbers), given or "-", str(processors), str(shared)],
         input=operands,
         capture_output=True,
         check=True,
@@ -77,7 +77,19 @@ def emulate(program, x, table, step, lag, weight, start, end, ring, beam, proces
 
 
 def compare(
-    program, rows, groups, step, window, lag, dim, given, processors=2, whole=False, terms=2, beam=0
+    program,
+    rows,
+    groups,
+    step,
+    window,
+    lag,
+    dim,
+    given,
+    processors=2,
+    whole=False,
+    terms=2,
+    beam=0,
+    shared=227,
 ):
     rng = torch.Generator().manual_seed(rows + groups)
 
@@ -96,7 +108,7 @@ def compare(
         end = torch.randint(-1, states, (rows,), generator=rng, dtype=torch.int32)
     arguments = (x, table, step, lag, weight, start, end, "r" in given, beam)
     expected = torch.ops.pvq.overlap_search(*arguments)
-    found = emulate(program, *arguments, processors)
+    found = emulate(program, *arguments, processors, shared)
     for name, a, b in zip(("symbol", "start", "cost"), found, expected, strict=True):
         assert torch.equal(a, b), name
 
@@ -139,6 +151,13 @@ def test_sequences_are_of_any_length(program):
         compare(program, 3, groups, 4, 4, 2, 1, "ws")
         if groups > 1:
             compare(program, 3, groups, 4, 4, 2, 1, "r")
+
+
+def test_gpus_with_less_shared_memory(program):
+    """Costs that do not fit stay in global memory; blocks of fewer quads where those fit."""
+    compare(program, 9, 9, 5, 8, 2, 2, "wr", processors=1, shared=99)
+    compare(program, 5, 9, 5, 8, 2, 1, "wse", processors=1, shared=99)
+    compare(program, 30, 4, 8, 9, 1, 2, "-", processors=1, shared=48)
 
 
 def test_rings_of_the_library_s_size(program):

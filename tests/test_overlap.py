@@ -484,36 +484,3 @@ def test_a_trellis_is_copied_to_a_device_once():
     assert numbers.to(meta) is numbers.to(meta)
     assert numbers.to(meta).table.device == numbers.to(meta).points.device == meta
     assert torch.equal(numbers.points, numbers.table.float())
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("bits", WIDTHS)
-@pytest.mark.parametrize("cols", [16, 128, 304])
-def test_the_gpu_rounds_the_same(bits, cols):
-    numbers = trellis(bits)
-    x = gaussian(37, cols) / numbers.unit
-    there = numbers.to(torch.device("cuda:0"))
-    assert torch.equal(there.nearest(x.cuda()).cpu(), numbers.nearest(x))
-    code, w = OverlapCode(bits), gaussian(24, 128)
-    spread = torch.linalg.qr(gaussian(128, 128, seed=2).double()).Q
-    metric = ((spread * torch.logspace(0, -2, 128, dtype=torch.float64)) @ spread.T).float()
-    costs = []
-    for device in ("cpu", "cuda"):
-        on = w.to(device)
-        error = (on - code.rounder(on).round(on, 0, metric.to(device))).double().cpu()
-        costs.append(float(((error @ metric.double()) * error).sum()))
-    assert costs[1] == pytest.approx(costs[0], rel=2e-2)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("bits", WIDTHS)
-def test_products_can_be_captured_in_a_graph(bits):
-    code, x = OverlapCode(bits), gaussian(3, 256).half().cuda()
-    stored = code.quantize(gaussian(64, 256).cuda())
-    expected = code.matmul(x, stored, 128, 5)
-    graph, given = torch.cuda.CUDAGraph(), torch.zeros_like(x)
-    with torch.cuda.graph(graph):
-        y = code.matmul(given, stored, 128, 5)
-    given.copy_(x)
-    graph.replay()
-    assert torch.equal(y, expected)

@@ -20,7 +20,7 @@ namespace pvq {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocksOfSM = 4;
+constexpr int kBlocksOfSM = 2;  // by their registers
 constexpr int kRuns = 16, kRunThreads = kThreads / kRuns;
 constexpr int kDigits = 4, kDigitBits = 32 / kDigits;  // of a key
 constexpr int kAlignment = 16;

@@ -8,8 +8,9 @@
 //
 //   least[i] = min(least[i], before[old, o] + second[o] + T0[i] . T1[o])
 //
-// The costs of all states stay in shared memory. The states before a group and after it share the
-// same place: all have been read when the first is written.
+// The costs of all states stay in shared memory, or in the caches where that is too small. The
+// states before a group and after it share the same place: all have been read when the first is
+// written.
 //
 //    new  <- kTile of a thread ->            o: all, one after another
 //   +-----+---------------------+           +---------------------+-----+
@@ -69,7 +70,7 @@ __device__ __forceinline__ int anew(int number) {
   return number;
 }
 
-template <int kDim, int kTile>
+template <int kDim, int kTile, bool kSharedCosts>
 class QuadSearch {
   struct alignas(kDim % 4 == 0 ? 16 : kDim % 2 == 0 ? 8 : 4) Point {
     float at[kDim];
@@ -85,11 +86,12 @@ class QuadSearch {
     own_ = reinterpret_cast<float*>(shared);
     other_ = own_ + t_.rows() * kDim;
     uint8_t* mine = reinterpret_cast<uint8_t*>(other_ + t_.rows() * kDim) + quad_ * plan.quad_bytes;
-    costs_ = reinterpret_cast<Four*>(mine);
-    first_ = costs_ + state_places(t_);
+    const int64_t quad = int64_t(blockIdx.x) * plan.quads + quad_;
+    costs_ = kSharedCosts ? reinterpret_cast<Four*>(mine) : plan.costs + quad * state_places(t_);
+    first_ = reinterpret_cast<Four*>(mine) + (kSharedCosts ? state_places(t_) : 0);
     second_ = first_ + t_.rows();
     ends_ = reinterpret_cast<Ends*>(second_ + t_.rows());
-    history_ = plan.history + (int64_t(blockIdx.x) * plan.quads + quad_) * plan.sets * t_.states();
+    history_ = plan.history + quad * plan.sets * t_.states();
     const int olds = 1 << old_bits();
     old_ = thread_ & (olds - 1);
     new_ = thread_ / olds * kTile;
@@ -416,12 +418,12 @@ class QuadSearch {
   Four* history_;
 };
 
-template <int kDim, int kTile>
+template <int kDim, int kTile, bool kSharedCosts>
 __global__ void __launch_bounds__(kMostSearchThreads)
     overlap_search_kernel(const __grid_constant__ OverlapSearchPlan plan) {
   wait_for_previous_kernel();
   allow_next_kernel();
-  QuadSearch<kDim, kTile> search(plan);
+  QuadSearch<kDim, kTile, kSharedCosts> search(plan);
   search.load_table();
   __syncthreads();
   const int64_t quads = (plan.task.rows + kQuad - 1) / kQuad;
@@ -431,10 +433,11 @@ __global__ void __launch_bounds__(kMostSearchThreads)
     search.search(first + int(threadIdx.x) / plan.quad_threads);
 }
 
-template <int kDim, int kTile>
+template <int kDim, int kTile, bool kSharedCosts = true>
 cudaError_t launch_search(const OverlapSearchPlan& plan, cudaStream_t stream) {
-  return launch_overlapped(overlap_search_kernel<kDim, kTile>, dim3(unsigned(plan.blocks)),
-                           plan.quads * plan.quad_threads, size_t(plan.shared_bytes), stream, plan);
+  return launch_overlapped(overlap_search_kernel<kDim, kTile, kSharedCosts>,
+                           dim3(unsigned(plan.blocks)), plan.quads * plan.quad_threads,
+                           size_t(plan.shared_bytes), stream, plan);
 }
 
 }  // namespace

@@ -14,7 +14,7 @@ struct alignas(16) Four {
   float at[kQuad];
 };
 
-// Costs of states in shared memory, with a gap for each 2^step_bits of them.
+// Costs of states, with a gap for each 2^step_bits of them.
 PVQ_HD inline int state_places(const OverlapTrellis& t) {
   return t.states() + (t.states() >> t.step_bits);
 }
@@ -22,14 +22,16 @@ PVQ_HD inline int state_places(const OverlapTrellis& t) {
 // A set of costs [states] in `history` is of one quad and one group.
 struct OverlapSearchPlan {
   OverlapSearchTask task;
-  int tile;          // states that a thread finds the costs of: consecutive new symbols
-  int quad_threads;  // states / tile
-  int quads;         // of a block
-  int blocks;        // each works on a quad after another
-  int stride;        // groups from a set of costs that is kept to the next
-  int64_t sets;      // kept for each quad
+  int tile;           // states that a thread finds the costs of: consecutive new symbols
+  int quad_threads;   // states / tile
+  int quads;          // of a block
+  int blocks;         // each works on a quad after another
+  int stride;         // groups from a set of costs that is kept to the next
+  int64_t sets;       // kept for each quad
+  bool shared_costs;  // whether all states' costs stand in shared memory
   int64_t quad_bytes, shared_bytes;
   Four* history;  // [blocks][quads][sets][states]
+  Four* costs;    // [blocks][quads][state_places], if not in shared memory
 };
 
 // One function for each number of weights of a group, and one for the less usual numbers. Each
