@@ -13,7 +13,7 @@ import torch
 from test_emulated_products import ROOT, cuda_headers
 
 SOURCES = (
-    "overlap_beam", "overlap_search", "overlap_search_1", "overlap_search_2", "overlap_search_wide",
+    "overlap_beam", "overlap_search", "overlap_search_1", "overlap_search_2", "overlap_search_3",
 )  # fmt: skip
 # Groups, step bits, window bits, lag, weights of a group: the library's codes, and every number of
 # weights, size of a tile and kind of word otherwise: windows that overlap, meet and leave bits out.

@@ -104,7 +104,7 @@ int overlap_search_cuda(const OverlapSearchTask& task, void* workspace, void* st
   const int dim = task.trellis.dim;
   return dim == 1   ? launch_search_1(plan, queue)
          : dim == 2 ? launch_search_2(plan, queue)
-                    : launch_search_wide(plan, queue);
+                    : launch_search_3(plan, queue);
 }
 
 }  // namespace pvq

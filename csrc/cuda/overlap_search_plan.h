@@ -38,6 +38,6 @@ struct OverlapSearchPlan {
 // launches the instance for plan.tile.
 cudaError_t launch_search_1(const OverlapSearchPlan& plan, cudaStream_t stream);
 cudaError_t launch_search_2(const OverlapSearchPlan& plan, cudaStream_t stream);
-cudaError_t launch_search_wide(const OverlapSearchPlan& plan, cudaStream_t stream);
+cudaError_t launch_search_3(const OverlapSearchPlan& plan, cudaStream_t stream);
 
 }  // namespace pvq

@@ -3,7 +3,7 @@
 
 namespace pvq {
 
-cudaError_t launch_search_wide(const OverlapSearchPlan& plan, cudaStream_t stream) {
+cudaError_t launch_search_3(const OverlapSearchPlan& plan, cudaStream_t stream) {
   const bool eight = plan.tile == 8;
   switch (plan.task.trellis.dim) {
     case 3:
