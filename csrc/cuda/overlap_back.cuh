@@ -79,7 +79,7 @@ struct BackStep {
       x[d] = q.target_of(lane, group, d);
       weight[d] = q.weight_of(group, d);
     }
-    q.factors_of(state, weight, factor);
+    q.factors_of(q.own_window(state), weight, factor);
     Path best = {kInfinity, begin};
 #pragma unroll 4
     for (int o = begin; o < q.t.symbols(); o += step) {

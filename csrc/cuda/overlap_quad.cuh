@@ -102,11 +102,11 @@ struct Quad {
     for (int d = 1; d < kDim; ++d) sum += multiply(factor[d], point[d]);
     return sum;
   }
-  __device__ __forceinline__ void factors_of(int state, const float (&weight)[kDim],
+  __device__ __forceinline__ void factors_of(int window, const float (&weight)[kDim],
                                              float (&factor)[kDim]) const {
 #pragma unroll
     for (int d = 0; d < kDim; ++d)
-      factor[d] = multiply(multiply(2.0f, weight[d]), own_points[own_window(state) * kDim + d]);
+      factor[d] = multiply(multiply(2.0f, weight[d]), own_points[window * kDim + d]);
   }
 
   const OverlapSearchPlan& plan;

@@ -25,14 +25,16 @@
 // The two numbers, of the 2-bit code (4,096 states, kTile = 16): 2.95 instructions and 0.6 bytes of
 // shared memory a transition. For one o a thread has 64 transitions: 48 instructions for the
 // products T0 . T1, rounded as on the CPU (two multiplications and an addition for each i), 64
-// additions and 64 minima for the four sequences, 4 additions of `second`, 3 loads (40 bytes)
-// and 5.5 for addresses and the loop [377 for two o in the machine code for sm_90a, nvcc 13.0].
-// Shared memory would give 213 transitions a clock on each SM, the pipe of the minima 64, the issue
-// slots 43: so these bind, at 132 SMs and 1.755 GHz 10.1e12 transitions a second. A weight takes
-// 32,768, and 1.75 times as many in a ring of 128, which is gone around by 48 groups more to find
-// where it closes: 175 million weights a second at the most. What a group costs besides, a seventh
-// of the instructions of its loop, the way back and stalls will leave 100 to 120. The 64 KB of
-// costs that each quad keeps for three groups are 0.4 TB/s then.
+// additions and 64 minima for the four sequences, 4 additions of `second`, 3 loads (40 bytes) and
+// 5.5 for addresses and the loop [377 for two o in the machine code for sm_90a, nvcc 13.0]. Shared
+// memory would give 213 transitions a clock on each SM, the pipe of the minima 64, the issue slots
+// 43: so these bind, at 132 SMs and 1.755 GHz 10.1e12 transitions a second. A weight takes 32,768,
+// and 1.75 times as many in a ring of 128, which is gone around by 48 groups more to find where it
+// closes: 175 million weights a second. What a group costs besides is a quarter of its loop's
+// instructions, so 140 million at the most, and with stalls and the way back a prediction of 100.
+// The 64 KB of costs that each quad keeps for three groups are 0.4 TB/s then. With kTile = 8 (3
+// bits and more) a transition takes 3.09 instructions: 330, 165 and 80 million for 3, 3.5 and 4
+// bits, and with kTile = 16 44 million for 2.5 bits, before those losses.
 #pragma once
 
 #include "cuda/launch.cuh"
@@ -154,13 +156,14 @@ class QuadSearch {
 
   __device__ __forceinline__ void step(int group, Four* kept) const {
     const int old = anew(old_), next = anew(new_) << q_.old_bits() | old;  // of the states after it
+    const int window = q_.own_window(next);                                // the first one's
     float factor[kTile][kDim], weight[kDim];
 #pragma unroll
     for (int d = 0; d < kDim; ++d) weight[d] = q_.weight_of(group, d);
     Four least[kTile];
 #pragma unroll
     for (int i = 0; i < kTile; ++i) {
-      q_.factors_of(next + (i << q_.old_bits()), weight, factor[i]);
+      q_.factors_of(window + (i << q_.rest_bits()), weight, factor[i]);
       least[i] = {kInfinity, kInfinity, kInfinity, kInfinity};
     }
     const Four* before = q_.costs + q_.place_of_state(old << q_.t.step_bits);
@@ -187,7 +190,7 @@ class QuadSearch {
     }
 #pragma unroll
     for (int i = 0; i < kTile; ++i) {
-      const Four first = q_.first[q_.own_window(next + (i << q_.old_bits()))];
+      const Four first = q_.first[window + (i << q_.rest_bits())];
 #pragma unroll
       for (int lane = 0; lane < kQuad; ++lane) least[i].at[lane] += first.at[lane];
     }
