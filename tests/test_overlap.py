@@ -1,6 +1,8 @@
 """Overlapping-pyramid codes: tables, the stored form, products, and the Python code."""
 
+import dataclasses
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -484,3 +486,7 @@ def test_a_trellis_is_copied_to_a_device_once():
     assert numbers.to(meta) is numbers.to(meta)
     assert numbers.to(meta).table.device == numbers.to(meta).points.device == meta
     assert torch.equal(numbers.points, numbers.table.float())
+    fresh = dataclasses.replace(numbers)
+    size = len(pickle.dumps(fresh))
+    fresh.to(meta)
+    assert len(pickle.dumps(fresh)) == size, "copies are not saved"

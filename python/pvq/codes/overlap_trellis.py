@@ -4,6 +4,7 @@ csrc/core/overlap.h says what they mean. Values are in units of the row scale he
 """
 
 from dataclasses import dataclass, field, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -40,7 +41,6 @@ class Trellis:
     table: Tensor
     unit: float
     points: Tensor = field(init=False, repr=False)
-    _elsewhere: dict[torch.device, "Trellis"] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "points", self.table.float())
@@ -49,11 +49,12 @@ class Trellis:
         """The same with its table on ``device``, copied there once."""
         if device == self.table.device:
             return self
-        there = self._elsewhere.get(device)
+        copies = _ELSEWHERE.setdefault(self, {})
+        there = copies.get(device)
         if there is None:
             there = replace(self, table=self.table.to(device))
             if type(there.table) is Tensor:  # no stand-in of a graph that is being traced
-                self._elsewhere[device] = there
+                copies[device] = there
         return there
 
     @property
@@ -158,6 +159,10 @@ class Trellis:
             active = active[limit[active] > factor]
             factor *= _RATIO
         return _times_power(best.float(), exponent).bfloat16()
+
+
+# Copies on other devices, by trellis and device; beside the trellis, so as not to be saved with it.
+_ELSEWHERE: WeakKeyDictionary[Trellis, dict[torch.device, Trellis]] = WeakKeyDictionary()
 
 
 def over_scale(w: Tensor, scale: Tensor) -> Tensor:
