@@ -1,6 +1,6 @@
 """Which overlapping-pyramid code? Errors and costs of candidates on a unit Gaussian source.
 
-    python benchmarks/overlap_design.py [--part shapes points rings scales] [--json FILE]
+    python benchmarks/overlap_design.py [--part shapes terms points rings scales] [--json FILE]
 
 The code (csrc/core/overlap.h): symbols of s bits, one for D weights; a window of v bits that ends
 with a symbol names a row of two points; group i is the first point of its own row plus the second
@@ -8,6 +8,8 @@ of the row `lag` groups before. Errors are given as multiples of 4^-R, R = s / D
 
     shapes   D, s, v and lag, trained for real points (fewer samples than the library's tables:
              about 1 % behind them), rings of 128 weights; and one point a row instead of two
+    terms    three points a row, of which one goes to the group two lags on, D = 4: so many states
+             that a beam of paths is searched, trained with a narrow one; two points beside it
     points   trained or not, integers of several sizes or real ones, pyramids or free points
     rings    tail-biting around 32 to 512 weights, and sequences of 1,024 weights that begin with
              the bits of a state and have no other cost
@@ -26,6 +28,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -42,8 +45,12 @@ from overlap_tables import (
     windows,
 )
 
+Phases = tuple[tuple[int, int], ...]
 QUICK = ((1 << 14, 15), (1 << 16, 20))
 TEST = 1 << 17
+# With beams: samples of a turn and turns, paths kept then, weights to test with, and paths.
+BEAM_QUICK, BEAM_TRAIN = ((1 << 14, 15), (1 << 16, 6)), 64
+BEAM_TEST, BEAMS = 1 << 16, (64, 256, 1024)
 SHAPES = [
     *(Trellis(2, s, v, 1) for s in (4, 5, 6, 7, 8) for v in (8, 9, 10)),
     *(Trellis(2, 4, v, 2) for v in (8, 9)),
@@ -51,6 +58,7 @@ SHAPES = [
     *(Trellis(1, s, 8, lag) for s in (2, 3, 4) for lag in (1, 2)),
     *(Trellis(4, 8, v, 1) for v in (8, 9)),
 ]
+TERMS = [Trellis(4, 8, 8, 1, terms) for terms in (2, 3)]
 ONE_POINT = [Trellis(2, 4, v, 1) for v in (8, 10, 12)]
 
 
@@ -62,18 +70,21 @@ def decode_instructions(trellis: Trellis) -> float:
         address = 1 + (1 - trellis.step_bits / 8) / 4 * 2
     else:
         address = 2.0
-    combine = {1: 1.25, 2: 0.75, 4: 0.25}[trellis.dim]
-    return (address + 1) / trellis.dim + combine
+    combine = {1: 1.25, 2: 0.75, 4: 0.25}[trellis.dim] * (trellis.terms - 1)
+    loads = trellis.terms - 1  # the first brings two points
+    return (address + loads) / trellis.dim + combine
 
 
-def train(trellis: Trellis, one_point: bool = False, seed: int = 0) -> torch.Tensor:
+def train(
+    trellis: Trellis, one_point: bool = False, seed: int = 0, phases: Phases = QUICK
+) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    shape = (1 << trellis.window_bits, 2, trellis.dim)
-    table = torch.randn(shape, generator=generator, dtype=torch.float64) / 2**0.5
+    shape = (1 << trellis.window_bits, trellis.terms, trellis.dim)
+    table = torch.randn(shape, generator=generator, dtype=torch.float64) / trellis.terms**0.5
     if one_point:
         table[:, 0] *= 2**0.5
         table[:, 1] = 0
-    for samples, turns in QUICK:
+    for samples, turns in phases:
         for _ in range(turns):
             x = gaussian(samples, generator)
             improve(x, windows(search(x, table, trellis), trellis), table, trellis)
@@ -141,6 +152,20 @@ def shapes(report: Report) -> None:
                    transitions=(1 << word_bits) // trellis.dim)  # fmt: skip
 
 
+def terms(report: Report) -> None:
+    report.part("Terms", *SHAPE_COLUMNS, "terms", "paths kept", "x 4^-R", "decode, instr/w",
+                "table x 32, KiB", "transitions/w")  # fmt: skip
+    for trellis in TERMS:
+        table = train(replace(trellis, beam=BEAM_TRAIN), phases=BEAM_QUICK)
+        states = 1 << (trellis.word_bits - trellis.step_bits)
+        for beam in sorted({min(beam, states) for beam in BEAMS}):
+            e = error(table, replace(trellis, beam=beam), BEAM_TEST)
+            report.add("terms", trellis, points=trellis.terms, paths=beam,
+                       ratio=e * 4**trellis.bits, instructions=decode_instructions(trellis),
+                       kib=(32 * trellis.dim * trellis.terms << trellis.window_bits) / 1024,
+                       transitions=(beam << trellis.step_bits) // trellis.dim)  # fmt: skip
+
+
 def points(report: Report, tables: dict[float, torch.Tensor]) -> None:
     report.part("Points", *SHAPE_COLUMNS, "points", "x 4^-R")
     for bits, trellis in FAMILY.items():
@@ -199,7 +224,7 @@ def scales(report: Report, tables: dict[float, torch.Tensor]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parts = ("shapes", "points", "rings", "scales")
+    parts = ("shapes", "terms", "points", "rings", "scales")
     parser.add_argument("--part", nargs="+", choices=parts, default=parts)
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
@@ -207,7 +232,9 @@ def main() -> None:
     report = Report()
     if "shapes" in arguments.part:
         shapes(report)
-    if set(arguments.part) - {"shapes"}:
+    if "terms" in arguments.part:
+        terms(report)
+    if set(arguments.part) - {"shapes", "terms"}:
         tables = {bits: train(trellis) for bits, trellis in FAMILY.items()}
         for name, run in (("points", points), ("rings", rings), ("scales", scales)):
             if name in arguments.part:

@@ -43,6 +43,8 @@ class Trellis:
     step_bits: int
     window_bits: int
     lag: int
+    terms: int = 2  # points in a row of the table
+    beam: int = 0  # paths that the search keeps; 0: all
 
     @property
     def bits(self) -> float:
@@ -50,7 +52,7 @@ class Trellis:
 
     @property
     def word_bits(self) -> int:
-        return self.window_bits + self.lag * self.step_bits
+        return self.window_bits + (self.terms - 1) * self.lag * self.step_bits
 
 
 # By bits a weight; benchmarks/overlap_design.py says why these.
@@ -72,7 +74,9 @@ def search(
 ) -> torch.Tensor:
     """The best symbols [rings, groups] for the weights `x`, cut into rings of `block`."""
     return torch.ops.pvq.overlap_search(
-        x.reshape(-1, block), table.float(), trellis.step_bits, trellis.lag, ring=True
+        *(x.reshape(-1, block), table.float(), trellis.step_bits, trellis.lag),
+        ring=True,
+        beam=trellis.beam,
     )[0]
 
 
@@ -88,17 +92,18 @@ def windows(symbol: torch.Tensor, trellis: Trellis) -> torch.Tensor:
 
 def decode(window: torch.Tensor, table: torch.Tensor, trellis: Trellis) -> torch.Tensor:
     """The weights [rings, groups, dim] of windows."""
-    return table[window, 0] + table[torch.roll(window, trellis.lag, 1), 1]
+    return sum(
+        table[torch.roll(window, term * trellis.lag, 1), term] for term in range(trellis.terms)
+    )
 
 
 def improve(x: torch.Tensor, window: torch.Tensor, table: torch.Tensor, trellis: Trellis) -> None:
-    """Moves the points of `table` [rows, 2, dim] to fit `x`, given the windows."""
+    """Moves the points of `table` [rows, terms, dim] to fit `x`, given the windows."""
     target = x.view(*window.shape, trellis.dim).to(table.dtype)
-    own = window.flatten()
-    used = (own, torch.roll(window, trellis.lag, 1).flatten())
+    used = [torch.roll(window, term * trellis.lag, 1).flatten() for term in range(trellis.terms)]
     counts = [torch.bincount(w, minlength=len(table)).clamp(min=1)[:, None] for w in used]
     for _ in range(SWEEPS):
-        for term in (0, 1):
+        for term in range(trellis.terms):
             error = (target - decode(window, table, trellis)).flatten(0, 1)
             table[:, term].index_add_(0, used[term], error / counts[term][used[term]])
 

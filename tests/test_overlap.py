@@ -1,6 +1,8 @@
 """Overlapping-pyramid codes: tables, the stored form, products, and the Python code."""
 
+import dataclasses
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -476,3 +478,15 @@ def test_the_gpu_decodes_the_same(bits, cols):
     on_gpu = code.dequantize(code.quantize(w.cuda()), cols, torch.float32).cpu()
     found = (on_gpu - w).square().sum() / (code.dequantize(stored, cols) - w).square().sum()
     assert found == pytest.approx(1, rel=1e-2)
+
+
+def test_a_trellis_is_copied_to_a_device_once():
+    numbers, meta = trellis(2), torch.device("meta")
+    assert numbers.to(numbers.table.device) is numbers
+    assert numbers.to(meta) is numbers.to(meta)
+    assert numbers.to(meta).table.device == numbers.to(meta).points.device == meta
+    assert torch.equal(numbers.points, numbers.table.float())
+    fresh = dataclasses.replace(numbers)
+    size = len(pickle.dumps(fresh))
+    fresh.to(meta)
+    assert len(pickle.dumps(fresh)) == size, "copies are not saved"

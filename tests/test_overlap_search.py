@@ -215,7 +215,10 @@ def test_bad_arguments_are_named():
         (lambda: ops.overlap_search(x, table[:7], 2, 1), r"table has shape \[7, 2, 2\], expected"),
         (lambda: ops.overlap_search(x, table[:, :1], 2, 1), r"table has shape \[8, 1, 2\]"),
         (lambda: ops.overlap_search(x, table[:, 0], 2, 1), "table has shape .*3 dimensions"),
-        (lambda: ops.overlap_search(x, table, 4, 1), r"\[2\^n, 2, dim\] with n from step_bits = 4"),
+        (
+            lambda: ops.overlap_search(x, table, 4, 1),
+            r"\[2\^n, 2 or 3, dim\] with n from step_bits = 4",
+        ),
         (lambda: ops.overlap_search(x, table, 1, 1), "step_bits is 1, expected 2 to 8"),
         (lambda: ops.overlap_search(x, table, 9, 1), "step_bits is 9, expected 2 to 8"),
         (lambda: ops.overlap_search(x, table, 2, 0), "lag is 0, expected 1 to 8"),
@@ -238,4 +241,142 @@ def test_search_passes_opcheck(rows):
     x, table = normal(rows, 8), normal(8, 2, 2)
     states = torch.zeros(rows, dtype=torch.int32)
     torch.library.opcheck(ops.overlap_search.default, (x, table, 2, 1, x.new_ones(8), states))
+    torch.library.opcheck(ops.overlap_search.default, (x, table, 2, 1), {"ring": True})
+
+
+# --- the GPU --------------------------------------------------------------------------------------
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+# Columns of one weight and of many in a group, and every kind of word; see test_emulated_search.py.
+OTHERS = [(2, 2, 1, 2), (2, 4, 3, 1), (3, 5, 1, 3), (4, 7, 1, 4), (2, 6, 1, 8), (4, 4, 2, 1)]
+
+
+def on_gpu(*tensors):
+    return [t.cuda() if isinstance(t, torch.Tensor) else t for t in tensors]
+
+
+def assert_same_on_gpu(*arguments, ring=False):
+    expected = ops.overlap_search(*arguments, ring=ring)
+    found = ops.overlap_search(*on_gpu(*arguments), ring=ring)
+    for name, a, b in zip(("symbol", "start", "cost"), found, expected, strict=True):
+        assert a.is_cuda
+        assert torch.equal(a.cpu(), b), name
+
+
+@needs_gpu
+@pytest.mark.parametrize(("step", "window", "lag", "dim"), FAMILY + OTHERS)
+@pytest.mark.parametrize(("rows", "groups"), [(1, 8), (5, 13), (67, 64), (131, 9)])
+def test_the_gpu_finds_the_same_bits(step, window, lag, dim, rows, groups):
+    if window + lag * step > 16:
+        rows = min(rows, 21)
+    table, x = normal(1 << window, 2, dim) * 20, normal(rows, groups * dim, seed=1) * 30
+    weight = torch.rand(groups * dim, generator=torch.Generator().manual_seed(2)) + 0.1
+    states = 1 << state_bits(step, window, lag)
+    start, end = (
+        torch.from_numpy(np.random.default_rng(n).integers(-1, states, rows).astype(np.int32))
+        for n in (3, 4)
+    )
+    for given in ((), (weight,), (None, start), (weight, None, end), (weight, start, end)):
+        assert_same_on_gpu(x, table, step, lag, *given)
+    for given in ((), (weight,)):
+        assert_same_on_gpu(x, table, step, lag, *given, ring=True)
+    whole = (torch.round(table / 20), torch.round(x / 20))  # many equal costs
+    assert_same_on_gpu(whole[1], whole[0], step, lag, ring=True)
+    assert_same_on_gpu(x.T.contiguous().T, table.transpose(1, 2).contiguous().transpose(1, 2), step,
+                       lag, ring=True)  # fmt: skip
+
+
+@needs_gpu
+@pytest.mark.parametrize(("step", "window", "lag", "dim"), FAMILY)
+def test_more_sequences_than_the_gpu_holds_at_once(step, window, lag, dim):
+    """On the CPU only some are searched: sequences do not depend on each other."""
+    table, x = normal(1 << window, 2, dim) * 20, normal(9001, 24 * dim, seed=1) * 30
+    found = ops.overlap_search(*on_gpu(x, table, step, lag), ring=True)
+    some = torch.tensor([0, 1, 2047, 4224, 9000])
+    expected = ops.overlap_search(x[some], table, step, lag, ring=True)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.cpu()[some], b)
+
+
+@needs_gpu
+def test_long_sequences_on_the_gpu():
+    table, x = normal(256, 2, 2) * 20, normal(9, 6002, seed=1) * 30
+    assert_same_on_gpu(x, table, 4, 2)
+    assert_same_on_gpu(x, table, 4, 2, ring=True)
+
+
+@needs_gpu
+@pytest.mark.parametrize(("rows", "cols"), [(0, 8), (3, 0), (0, 0)])
+@pytest.mark.parametrize("ring", [False, True])
+def test_empty_sequences_on_the_gpu(rows, cols, ring):
+    assert_same_on_gpu(torch.zeros(rows, cols), normal(8, 2, 2), 2, 1, ring=ring)
+
+
+@needs_gpu
+def test_bad_arguments_are_named_on_the_gpu():
+    x, table = normal(3, 8).cuda(), normal(8, 2, 2).cuda()
+    states = torch.zeros(3, dtype=torch.int32)
+    cases = [
+        (lambda: ops.overlap_search(x.double(), table, 2, 1), "x has dtype float64"),
+        (lambda: ops.overlap_search(x, table.cpu(), 2, 1), "table and x are on different devices"),
+        (lambda: ops.overlap_search(x, table[:7], 2, 1), r"table has shape \[7, 2, 2\], expected"),
+        (lambda: ops.overlap_search(x, table, 2, 1, x[0, :6]), r"weight has shape \[6\]"),
+        (lambda: ops.overlap_search(x, table, 2, 1, None, states), "start and x are on different"),
+        (lambda: ops.overlap_search(x, normal(4096, 2, 2).cuda(), 4, 2), "65536 states of groups"),
+    ]
+    for call, message in cases:
+        with pytest.raises(RuntimeError, match=message):
+            call()
+
+
+@needs_gpu
+def test_states_that_are_none_do_not_stop_the_gpu():
+    """Checking them would wait for the GPU: they count modulo the number of states."""
+    x, table = normal(4, 20).cuda(), normal(8, 2, 2).cuda()
+    states = torch.tensor([9, 15, -7, 8], dtype=torch.int32).cuda()
+    inside = torch.tensor([1, 7, -1, 0], dtype=torch.int32).cuda()
+    for a, b in zip(
+        ops.overlap_search(x, table, 2, 1, None, states, states),
+        ops.overlap_search(x, table, 2, 1, None, inside, inside),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+@needs_gpu
+def test_search_in_a_graph_and_on_another_stream():
+    table, x = (normal(256, 2, 2) * 20).cuda(), (normal(300, 128, seed=1) * 30).cuda()
+    other = (normal(300, 128, seed=2) * 30).cuda()
+    expected = [ops.overlap_search(t, table, 4, 2, ring=True) for t in (x, other)]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = ops.overlap_search(x * 1.0, table, 4, 2, ring=True)
+    torch.cuda.current_stream().wait_stream(stream)
+    for a, b in zip(found, expected[0], strict=True):
+        assert torch.equal(a, b)
+    graph, given = torch.cuda.CUDAGraph(), x.clone()
+    with torch.cuda.graph(graph):
+        found = ops.overlap_search(given, table, 4, 2, ring=True)
+    for source, results in zip((x, other), expected, strict=True):
+        given.copy_(source)
+        graph.replay()
+        for a, b in zip(found, results, strict=True):
+            assert torch.equal(a, b)
+
+
+@needs_gpu
+def test_the_search_of_one_call_does_not_disturb_the_next():
+    """Calls follow each other without a wait, and share no memory that they should not."""
+    table = (normal(512, 2, 2) * 20).cuda()
+    inputs = [(normal(64, 128, seed=seed) * 30).cuda() for seed in range(8)]
+    found = [ops.overlap_search(x, table, 6, 1, ring=True)[0] for x in inputs]
+    for x, symbols in zip(inputs, found, strict=True):
+        torch.cuda.synchronize()
+        assert torch.equal(ops.overlap_search(x, table, 6, 1, ring=True)[0], symbols)
+
+
+@needs_gpu
+def test_search_passes_opcheck_on_the_gpu():
+    x, table = normal(5, 8).cuda(), normal(8, 2, 2).cuda()
     torch.library.opcheck(ops.overlap_search.default, (x, table, 2, 1), {"ring": True})

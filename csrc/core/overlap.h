@@ -8,15 +8,16 @@
 //
 //   y_i = T[window_i][0] + T[window_(i - lag)][1]
 //
-// and weight = scale * y. Windows go around: the symbols of a block of kOverlapBlock columns (the
-// last block of a row is what is left) form a ring, so that blocks do not depend on each other and
-// no bits are spent on a beginning.
+// and weight = scale * y. (Searches also know tables of three terms, which add
+// T[window_(i - 2 lag)][2]; benchmarks/overlap_design.py measures what that is worth.) Windows go
+// around: the symbols of a block of kOverlapBlock columns (the last block of a row is what is left)
+// form a ring, so that blocks do not depend on each other and no bits are spent on a beginning.
 //
 // A trellis code (Marcellin and Fischer, IEEE Trans. Commun. 38, 1990): group i depends on the
-// word_bits() bits up to and with symbol i, the oldest ones being of window i - lag, and of these
-// all but the newest symbol are the state. What is new is the table: not one point for each word,
-// but a sum of two from a table small enough for each lane of a GPU to own a copy, both read at
-// once, and of integers so small that the sum is the operand of an integer product.
+// word_bits() bits up to and with symbol i, the oldest ones being of the last term's window, and of
+// these all but the newest symbol are the state. What is new is the table: not one point for each
+// word, but a sum of two from a table small enough for each lane of a GPU to own a copy, both read
+// at once, and of integers so small that the sum is the operand of an integer product.
 #pragma once
 
 #include "core/platform.h"
@@ -26,6 +27,10 @@ namespace pvq {
 constexpr int kOverlapBlock = 128;  // columns whose symbols form a ring
 constexpr int kOverlapStep = 16;    // columns come in multiples of it: whole bytes at every rate
 constexpr int kMaxOverlapLag = 8;
+// Searches. A state that may be any; and the groups on either side of a ring's seam that settle the
+// state there, at least five times the groups in a word of the library's codes.
+constexpr int kFreeState = -1;
+constexpr int kOverlapSeam = 24;
 
 // Inlined even where nothing is optimised: files compiled for different instruction sets include
 // it.
@@ -36,9 +41,10 @@ struct OverlapTrellis {
   int step_bits;    // of a symbol
   int window_bits;  // of a window, step_bits at least
   int lag;          // groups from a window's own group to the other that it has a point for
+  int terms = 2;    // points of a window
 
   PVQ_ALWAYS int reach() const { return lag * step_bits; }
-  PVQ_ALWAYS int word_bits() const { return window_bits + reach(); }
+  PVQ_ALWAYS int word_bits() const { return window_bits + (terms - 1) * reach(); }
   PVQ_ALWAYS int state_bits() const { return word_bits() - step_bits; }
   PVQ_ALWAYS int rows() const { return 1 << window_bits; }
   PVQ_ALWAYS int states() const { return 1 << state_bits(); }

@@ -36,7 +36,7 @@ OverlapSearch::OverlapSearch(const OverlapTrellis& trellis, const float* table, 
       weight_(groups * trellis.dim, 1.0f),
       cross_(int64_t{1} << cross_bits(trellis)),
       scratch_(2 * trellis.rows() * kOverlapLanes),
-      longest_(std::max(groups, 2 * kSeam)),
+      longest_(std::max<int64_t>(groups, 2 * kOverlapSeam)),
       input_(longest_ * trellis.dim * kOverlapLanes),
       costs_(make_buffer<float>((longest_ + 1) * trellis.states() * kOverlapLanes)),
       found_(kOverlapLanes * longest_) {
@@ -129,11 +129,11 @@ void OverlapSearch::ring(const float* const* x, int lanes, int* start, uint8_t* 
   std::fill_n(free, kOverlapLanes, kFreeState);
   std::fill_n(seam, kOverlapLanes, kFreeState);
   // A short ring is gone around more than once.
-  const int64_t from = (groups_ - kSeam % groups_) % groups_;
-  search(x, lanes, from, 2 * kSeam, seam, free, cost);
-  for (int lane = 0; lane < lanes; ++lane) {  // the state after kSeam groups
+  const int64_t from = (groups_ - kOverlapSeam % groups_) % groups_;
+  search(x, lanes, from, 2 * kOverlapSeam, seam, free, cost);
+  for (int lane = 0; lane < lanes; ++lane) {  // the state after kOverlapSeam groups
     auto word = uint32_t(seam[lane]);
-    for (int64_t i = 0; i < kSeam; ++i)
+    for (int64_t i = 0; i < kOverlapSeam; ++i)
       word = (word | uint32_t(found_[lane * longest_ + i]) << trellis_.state_bits()) >>
              trellis_.step_bits;
     seam[lane] = int(word);

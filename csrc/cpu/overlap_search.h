@@ -21,8 +21,6 @@
 
 namespace pvq {
 
-constexpr int kFreeState = -1;
-
 class OverlapSearch {
  public:
   // table [rows][2][dim]. weight [groups * dim], one for each column, or null for ones.
@@ -40,10 +38,6 @@ class OverlapSearch {
   void ring(const float* const* x, int lanes, int* start, uint8_t* const* symbol, float* cost);
 
  private:
-  // Groups on either side of a ring's seam that settle its state, at least five times the groups in
-  // a word of the library's codes.
-  static constexpr int64_t kSeam = 24;
-
   // As `open`, for groups (from + i) mod groups_, i < count, of each sequence.
   void search(const float* const* x, int lanes, int64_t from, int64_t count, int* start,
               const int* end, float* cost);

@@ -3,7 +3,9 @@
 #include "cuda/decode.h"
 #include "cuda/encode.h"
 #include "cuda/hadamard.h"
+#include "cuda/overlap_beam.h"
 #include "cuda/overlap_dequantize.h"
+#include "cuda/overlap_search.h"
 #include "cuda/plane_matmul.h"
 #include "cuda/table_fragments.h"
 #include "cuda/table_matmul.h"
@@ -48,6 +50,11 @@ int rows_from_fragments_cuda(const FragmentRows&, void*) { return kCudaUnavailab
 int table_quantize_cuda(const TableQuantizeCuda&, void*) { return kCudaUnavailable; }
 int table_dequantize_cuda(const TableView&, RealType, void*, void*) { return kCudaUnavailable; }
 int overlap_dequantize_cuda(const OverlapView&, RealType, void*, void*) { return kCudaUnavailable; }
+bool overlap_search_supported(const OverlapTrellis&) { return true; }
+int64_t overlap_search_workspace(const OverlapSearchTask&) { return 0; }
+int overlap_search_cuda(const OverlapSearchTask&, void*, void*) { return kCudaUnavailable; }
+int64_t overlap_beam_workspace(const OverlapSearchTask&, int) { return 0; }
+int overlap_beam_cuda(const OverlapSearchTask&, int, void*, void*) { return kCudaUnavailable; }
 bool products_supported() { return false; }
 bool product_block_supported(int64_t) { return false; }
 int64_t table_product_workspace(const TableProduct&) { return 0; }

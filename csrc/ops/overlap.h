@@ -6,8 +6,10 @@
 
 namespace pvq::ops {
 
-// What `table` [rows, 2, dim] and the numbers say; `table` is of the dtype that the operator takes.
-OverlapTrellis checked_trellis(const char* op, const Tensor& table, int64_t step_bits, int64_t lag);
+// What `table` [rows, terms, dim], of two terms to `most_terms`, and the numbers say; `table` is of
+// the dtype that the operator takes.
+OverlapTrellis checked_trellis(const char* op, const Tensor& table, int64_t step_bits, int64_t lag,
+                               int64_t most_terms = 2);
 
 // The stored form, contiguous (copied if need be), with the tensors that keep its memory alive.
 struct StoredOverlap {

@@ -1,6 +1,6 @@
 // overlap_dequantize, overlap_matmul and overlap_matmul_transposed on the GPU, from the stored
 // form: products expand the codes to a dense scratch of the activations' dtype that lives for the
-// call, and the library multiplies. The search runs on the CPU.
+// call, and the library multiplies.
 #include "cuda/overlap_dequantize.h"
 #include "ops/cuda_stream.h"
 #include "ops/cuda_types.h"

@@ -68,7 +68,7 @@ STABLE_TORCH_LIBRARY(pvq, m) {
       " int seed=0, bool residual=False) -> Tensor");
   m.def(
       "overlap_search(Tensor x, Tensor table, int step_bits, int lag, Tensor? weight=None,"
-      " Tensor? start=None, Tensor? end=None, bool ring=False)"
+      " Tensor? start=None, Tensor? end=None, bool ring=False, int beam=0)"
       " -> (Tensor symbol, Tensor start, Tensor cost)");
   m.def(
       "overlap_dequantize(Tensor code, Tensor row_scale, Tensor table, int step_bits, int lag,"

@@ -15,24 +15,13 @@
 #include "cuda/product_task.h"
 #include "cuda/table_matmul.h"
 #include "machine.h"
+#include "memory.h"
+
+using emulation::Memory;
 
 namespace {
 
 pvq::DeviceLimits limits{0, 227 * 1024, 9};
-
-struct Memory {
-  explicit Memory(int64_t bytes) : size(size_t(bytes)) {
-    at = static_cast<uint8_t*>(std::aligned_alloc(256, (size + 256) / 256 * 256));
-    std::memset(at, 0xEE, size);  // what nobody writes shows
-  }
-  static Memory read(int64_t bytes) {
-    Memory m(bytes);
-    if (std::fread(m.at, 1, m.size, stdin) != m.size) std::abort();
-    return m;
-  }
-  size_t size;
-  uint8_t* at;
-};
 
 }  // namespace
 

@@ -66,6 +66,12 @@ def trellis(bits: float) -> Trellis:
     return Trellis(round(DIM * bits), window_bits, lag, table, unit)
 
 
+# Graphs hold the table itself, not the way to it.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's has no types
+def _table(bits: float, device: torch.device) -> torch.Tensor:
+    return trellis(bits).to(device).table
+
+
 class _WithTrellis(WidthCode):
     """What a code has beside its fields, which are its choices."""
 
@@ -155,5 +161,5 @@ class OverlapCode(_WithTrellis):
         self, stored: Stored
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
         code, row_scale = stored["code"], stored["row_scale"]
-        table = self._trellis.table.to(code.device)
+        table = _table(self.bits, code.device)
         return code, row_scale, table, self._trellis.step_bits, self._trellis.lag

@@ -3,7 +3,8 @@
 csrc/core/overlap.h says what they mean. Values are in units of the row scale here: small integers.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ class Trellis:
         lag: groups from a window's own group to the other that it has a point for.
         table: int8 [2^window_bits, 2, DIM], the points of a window: of its own group, of the other.
         unit: the row scale for Gaussian weights of variance 1.
+        points: the table in float32, as searches take it.
     """
 
     step_bits: int
@@ -38,10 +40,22 @@ class Trellis:
     lag: int
     table: Tensor
     unit: float
+    points: Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "points", self.table.float())
 
     def to(self, device: torch.device) -> "Trellis":
-        """The same with its table on ``device``."""
-        return replace(self, table=self.table.to(device))
+        """The same with its table on ``device``, copied there once."""
+        if device == self.table.device:
+            return self
+        copies = _ELSEWHERE.setdefault(self, {})
+        there = copies.get(device)
+        if there is None:
+            there = replace(self, table=self.table.to(device))
+            if type(there.table) is Tensor:  # no stand-in of a graph that is being traced
+                copies[device] = there
+        return there
 
     @property
     def state_bits(self) -> int:
@@ -60,18 +74,16 @@ class Trellis:
         """The symbols of least cost sum(weight * (x - y)^2), uint8 [rows, cols / DIM].
 
         Args:
-            x: [rows, cols] float32.
+            x: [rows, cols] float32, on the device of the table.
             weight: [cols] float32; ones if not given.
             start: [rows] int32, states to begin from, -1 for any.
             end: [rows] int32, states to end in, -1 for any.
             ring: whether the end is the beginning.
         """
-        # There is a search for the CPU only.
-        given = [t if t is None else t.cpu() for t in (weight, start, end)]
         symbol: Tensor = torch.ops.pvq.overlap_search(
-            x.cpu(), self.table.float().cpu(), self.step_bits, self.lag, *given, ring
+            x, self.points, self.step_bits, self.lag, weight, start, end, ring
         )[0]
-        return symbol.to(x.device)
+        return symbol
 
     def nearest(self, x: Tensor) -> Tensor:
         """The symbols of the rings nearest to ``x`` [rows, cols], uint8 [rows, cols / DIM]."""
@@ -147,6 +159,10 @@ class Trellis:
             active = active[limit[active] > factor]
             factor *= _RATIO
         return _times_power(best.float(), exponent).bfloat16()
+
+
+# Copies on other devices, by trellis and device; beside the trellis, so as not to be saved with it.
+_ELSEWHERE: WeakKeyDictionary[Trellis, dict[torch.device, Trellis]] = WeakKeyDictionary()
 
 
 def over_scale(w: Tensor, scale: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ def _overlap_search_fake(
     start: Tensor | None = None,
     end: Tensor | None = None,
     ring: bool = False,
+    beam: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, cols = x.shape
     return (
