@@ -24,20 +24,10 @@ __global__ void __launch_bounds__(kWarps * 32)
   allow_next_kernel();
   if (blockIdx.x == 0 && token == 0)
     for (int i = threadIdx.x; i < num_counters; i += kWarps * 32) counters[i] = 0;
-  if (token < a.tokens) {
+  if (token < a.tokens)
     quantize_token<kForm>(a, rotation, signs, out, token, share);
-    return;
-  }
-  constexpr int kUnits = sections_of(kForm) * (kSectionBytes / 16);  // of a chunk
-  for (int row = token * a.slots; row < min((token + 1) * a.slots, out.rows); ++row) {
-    for (int64_t i = warp * 32 + threadIdx.x % 32; i < a.cols / kChunkCols * kUnits;
-         i += warps * 32) {
-      const int unit = int(i % kUnits);
-      uint8_t* section = out.section(i / kUnits, unit / (kSectionBytes / 16), row);
-      reinterpret_cast<uint4*>(section)[unit % (kSectionBytes / 16)] = make_uint4(0, 0, 0, 0);
-      if (unit == 0) out.scale(i / kUnits, row) = out.sum(i / kUnits, row) = 0;
-    }
-  }
+  else
+    write_padding<kForm>(a, out, token, warp, warps);
 }
 
 template <ActivationForm kForm>

@@ -162,10 +162,12 @@ class CodedModule(nn.Module):
         rounded = points.round(rotated.detach())
         form = self._form.form if isinstance(self._form, JoinedForm) else self._form
         wants_gradient = rotated.requires_grad and torch.is_grad_enabled()
-        takes_points = isinstance(form, MultipliesPoints) and form.takes_points(points.dim)
+        takes_points = isinstance(form, MultipliesPoints) and form.takes_points(points.dim, x.dtype)
         if takes_points and not wants_gradient:
             integer_form = cast(MultipliesPoints, form)
-            return integer_form.matmul_points(*rounded, self._held(), self._shape[0], x.dtype)
+            return integer_form.matmul_points(
+                *rounded, points.pulses, self._held(), self._shape[0], x.dtype
+            )
         values = decoded(*rounded)
         if wants_gradient:
             values = rotated + (values - rotated).detach()
