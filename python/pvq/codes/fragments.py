@@ -3,6 +3,10 @@
 The integers of the points, in planes of 4, 6 or 8 bits, and one float16 scale for 8 or 16 of them,
 lie in the order in which the lanes of a warp feed the tensor cores (csrc/cuda/plane_matmul.h). They
 replace the index, which can be made from them again, bit for bit; gains and row scales stay.
+
+The product takes activations as float16 values, points (:mod:`pvq.activations`) decoded to them:
+integer sums would have to be folded with a scale of the weights every 8 or 16 columns, less than
+one step of the int8 tensor cores, where the codes of tables have a scale for a whole row.
 """
 
 from dataclasses import dataclass
