@@ -1,4 +1,4 @@
-// Activation points to the bytes that the table products multiply: a warp takes 256 columns.
+// Activation points to the bytes that the products of tables multiply: a warp takes 256 columns.
 #include "cuda/table_points.h"
 
 #include "core/bfloat16.h"

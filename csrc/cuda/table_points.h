@@ -1,4 +1,4 @@
-// Activation points as the operand of the table products (table_matmul.h).
+// Activation points as the operand of the products of tables (table_matmul.h).
 //
 // Groups of 128 columns, what a scale of the narrow product stands for, keep their integers: y in
 // one row of bytes where no magnitude exceeds 127, else y = 128 * high + low, -64 <= low <= 64, in

@@ -3,8 +3,8 @@
 With ``"pyramid4"``, say, activations are rotated as the weights are and cut into groups; each
 becomes amplitude * y, an integer vector y with sum |y_i| = pulses and a bfloat16 amplitude, so that
 a value takes 4 bits at most, were it stored: ``(index_bits + 16) / dim``. Products with planes on
-the CPU and with table codes on the GPU multiply the integers; others take what the points stand
-for.
+the CPU, and with table and overlapping codes on the GPU, multiply the integers; others take what
+the points stand for.
 """
 
 import functools

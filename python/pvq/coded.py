@@ -114,16 +114,16 @@ class CodedModule(nn.Module):
             activations: what products do to theirs. ``"pyramid4"``, or another number of bits
                 from 2 to 8, rounds them to points of a pyramid, in every product
                 (:mod:`pvq.activations`); for gradients the rounding is the identity. Products from
-                planes, and float16 and bfloat16 ones from the fragments of table codes, multiply
-                the integers; others what they stand for. NaN and infinity are refused on the CPU,
-                and count as zero on the GPU, with all of their group. All other choices say what
-                the GPU's product with table codes may do to float16 and bfloat16 ones.
-                ``"int8"``, the default, lets it round them to 8 bits (one scale a token and
-                128 columns), which is the fastest and costs less than 1 % of relative error.
-                ``"int8x2"`` rounds them to 15 bits, in two passes: 0.1 %. ``"float"`` never rounds:
-                the codes are expanded for every product, which then takes longer than that of a
-                dense layer; these three round nothing on the CPU, in float32, or with pyramid
-                codes. ``None`` leaves the choice as it is.
+                planes, and float16 and bfloat16 ones from the fragments of table and overlapping
+                codes, multiply the integers; others what they stand for. NaN and infinity are
+                refused on the CPU; on the GPU they count as zero, with all of their group.
+                All other choices say what the GPU's products with table and overlapping codes may
+                do to float16 and bfloat16 activations. ``"int8"``, the default, lets them round to
+                8 bits (one scale a token and 128 columns), which is the fastest and costs less than
+                1 % of relative error. ``"int8x2"`` rounds to 15 bits, in two passes: 0.1 %.
+                ``"float"`` never rounds: the codes are expanded for every product, which then takes
+                longer than that of a dense layer; these three round nothing on the CPU, in float32,
+                or with pyramid codes. ``None`` leaves the choice as it is.
 
         Returns:
             The module itself.
