@@ -45,8 +45,8 @@ Tensor multiply_decoded(const char* op, const TableProduct& task, const Tensor& 
   const int64_t count = task.tokens * task.cols / task.points.dim;
   check_cuda(op, decode_points_cuda(task.points, count, task.type, x.mutable_data_ptr(), stream));
   Tensor w = torch::stable::new_empty(fragments, {task.rows, task.cols}, dtype);
-  check_cuda(op, table_expand_cuda(task.fragments, task.row_scale, task.rows, task.cols, task.format,
-                                   task.type, w.mutable_data_ptr(), stream));
+  check_cuda(op, table_expand_cuda(task.fragments, task.row_scale, task.rows, task.cols,
+                                   task.format, task.type, w.mutable_data_ptr(), stream));
   return torch::stable::reshape(multiply_dense(x, w, {0, 0}), shape);
 }
 
