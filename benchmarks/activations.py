@@ -9,7 +9,10 @@ with outliers (one channel in 64 is 30 times as large), rotated as the weights a
     int, token   integers with one scale a token (largest magnitude), B bits and 16 / columns
     int, 128     integers with a scale for 128 columns, B bits and 16 / 128
 
-Then, if a model is given, its KL divergence with weights at 4.25 bits (and dense ones) and
+Then the time of a layer, rotation and rounding included: from planes on the CPU and, if there is a
+GPU, from the fragments of table codes there.
+
+Last, if a model is given, its KL divergence with weights at 4.25 bits (and dense ones) and
 activations in these ways. Integers are rotated too; `bits` counts scales and amplitudes.
 """
 
@@ -17,10 +20,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import timing_cuda
 import torch
 from timing import interleave, machine, print_machine, write_json
 from torch import nn
@@ -108,6 +113,32 @@ def speed_rows(size: int) -> list[dict]:
             candidates |= {n: lambda x=x, layer=layer: layer(x) for n, layer in layers.items()}
             for name, timing in interleave(candidates).items():
                 rows.append({"size": size, "tokens": tokens, "way": name, **timing.summary()})
+    return rows
+
+
+def cuda_rows(size: int) -> list[dict]:
+    """Microseconds on the GPU of layers in table codes, and of the rounding to points alone."""
+    linear = nn.Linear(size, size, bias=False, dtype=torch.float16, device="cuda")
+    dense = [copy.deepcopy(linear) for _ in range(timing_cuda.copies_for(linear.weight.nbytes))]
+    rows = []
+
+    def add(bits: int, way: str, calls: Sequence[Callable[[torch.Tensor], object]]) -> None:
+        for tokens in (1, 2, 4, 8, 16, 64):
+            x = torch.randn(tokens, size, dtype=torch.float16, device="cuda")
+            time = timing_cuda.time_calls([functools.partial(call, x) for call in calls])
+            row = {"size": size, "bits": bits, "way": way, "tokens": tokens, "microseconds": time}
+            rows.append(row)
+
+    with torch.no_grad():
+        add(16, "F.linear", dense)
+        for bits in (2, 4):
+            layer = pvq.PVQLinear.from_linear(linear, pvq.PVQConfig(code="table", bits=bits))
+            for way in ("int8", "int8x2", "pyramid2", "pyramid4"):
+                layer.prepare("fragments", way)
+                copies = timing_cuda.copies_for(layer.resident_nbytes)
+                add(bits, way, [copy.deepcopy(layer) for _ in range(copies)])
+    for way in ("pyramid2", "pyramid4"):
+        add(0, f"rounding to {way}", [activation_code(way, size).round] * 8)
     return rows
 
 
@@ -202,6 +233,12 @@ def print_speed(rows: list[dict]) -> None:
         print(f"| {tokens} | {' | '.join(times)} |")
 
 
+def print_cuda(rows: list[dict]) -> None:
+    print("\n| b/weight | activations | tokens | us |\n|---|---|---|---|")
+    for row in rows:
+        print(f"| {row['bits']} | {row['way']} | {row['tokens']} | {row['microseconds']:.2f} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("model", nargs="?")
@@ -220,12 +257,21 @@ def main() -> None:
     print_products(products)
     speeds = speed_rows(arguments.cols // 2)
     print_speed(speeds)
+    on_gpu = cuda_rows(arguments.cols) if torch.cuda.is_available() else []
+    if on_gpu:
+        description |= timing_cuda.machine()
+        print_cuda(on_gpu)
     models = model_rows(arguments) if arguments.model else []
     if models:
         print_models(models)
     rows = [
         {"kind": kind, **row}
-        for kind, group in (("product", products), ("speed", speeds), ("model", models))
+        for kind, group in (
+            ("product", products),
+            ("speed", speeds),
+            ("speed, cuda", on_gpu),
+            ("model", models),
+        )
         for row in group
     ]
     write_json(

@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 
 import pvq
 from pvq.activations import activation_code, decoded
-from pvq.ops.points import points_in_tensor_operations
 
 OPS = torch.ops.pvq
 INSTRUCTION_SETS = ("portable", "avx2", "avx512")
@@ -29,6 +28,21 @@ def all_points(dim: int, pulses: int) -> torch.Tensor:
     values = range(-pulses, pulses + 1)
     points = (p for p in itertools.product(values, repeat=dim) if sum(map(abs, p)) == pulses)
     return torch.tensor(list(points), dtype=torch.float64)
+
+
+def awkward_groups(count: int, dim: int, seed: int) -> torch.Tensor:
+    """Groups [count, dim] with ties, zeros, one value only, heavy tails, and large and tiny ones.
+
+    In float16 some of them would overflow, so they are kept below its largest number.
+    """
+    x = torch.cat([normal(-(-count // 3), dim, seed=seed, power=power) for power in (1, 3, 7)])
+    x = x[:count]
+    x[0] = 1.5  # ties everywhere
+    x[1] = 0
+    x[2, 1:] = 0
+    x[3] = x[3].sign() * x[3].round()
+    x[4] *= 1e-7
+    return x.clamp(-6e4, 6e4)
 
 
 # --- the rounding ------------------------------------------------------------------------------
@@ -75,24 +89,6 @@ def test_the_error_is_nearly_that_of_the_search(bits):
     y = OPS.nearest(groups, code.pulses, 1).float()
     exact = (groups * y).sum(1, keepdim=True) / y.square().sum(1, keepdim=True)
     assert error < 1.015 * (exact * y - groups).square().sum()
-
-
-@pytest.mark.parametrize("dim", [1, 2, 3, 8, 31, 64, 255, 256])
-@pytest.mark.parametrize("pulses", [1, 2, 7, 353, 4096])
-def test_tensor_operations_find_the_same_points(dim, pulses):
-    x = torch.cat([normal(4, 3 * dim, seed=dim, power=power) for power in (1, 3, 7)])
-    x[2] = 0
-    x[3] = 1.5  # ties everywhere
-    x[5] = x[5].sign() * x[5].round()
-    x[6] *= 1e20
-    ours = OPS.activation_points(x, dim, pulses)
-    theirs = points_in_tensor_operations(x, dim, pulses)
-    expected = pulses * (x.view(-1, 3, dim) != 0).any(-1)
-    for point, _ in (ours, theirs):
-        assert torch.equal(point.abs().view(-1, 3, dim).sum(-1), expected)
-    differing = (ours[0] != theirs[0]).view(-1, 3, dim).any(-1)  # where sums round differently
-    assert differing.double().mean() < 0.05
-    assert torch.equal(ours[1][~differing], theirs[1][~differing])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -450,20 +446,6 @@ def test_checkpoints_record_activations_and_loading_may_change_them(tmp_path, to
         assert (unrounded(ids).logits - expected).abs().max() > 0.1
     card = (tmp_path / "out" / "README.md").read_text()
     assert "activations pyramid4" in card
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("code", [{"code": "table", "bits": 4}, {"bits": 3.25}])
-def test_the_gpu_rounds_to_the_same_points(code):
-    x = normal(20, 512)
-    ours, theirs = OPS.activation_points(x, 128, 353), OPS.activation_points(x.cuda(), 128, 353)
-    assert (ours[0] != theirs[0].cpu()).double().mean() < 1e-3
-    layer = layer_of(64, 512, pvq.PVQConfig(**code)).prepare("auto", "pyramid4")
-    x = x.half()
-    expected = layer(x.float())
-    got = layer.cuda()(x.cuda())
-    # The rotation in float16 moves some coordinates over the border between two integers.
-    assert (got.float().cpu() - expected).norm() < 0.02 * expected.norm()
 
 
 if __name__ == "__main__":

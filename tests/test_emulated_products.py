@@ -13,21 +13,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_activation_points_cuda import cancelling
+from test_activations import awkward_groups
 from test_overlap_fragments import random_overlap_code
 from test_plane_fragments import random_planes
 from test_table_matmul_cuda import activations, random_code, relative_error, rotate
 
+from pvq.activations import decoded
 from pvq.codes.fragments import pack_planes
 from pvq.codes.overlap import OverlapCode, trellis
 from pvq.codes.overlap_fragments import OverlapFragments
 
 ROOT = Path(__file__).parents[1]
 SOURCES = (
-    "activations", "overlap_dequantize", "plane_matmul", "plane_wide_4", "plane_wide_6",
-    "plane_wide_8", "table_matmul", "table_product_2", "table_product_3", "table_product_4",
-    "table_wide_2", "table_wide_3", "table_wide_4", "overlap_product_4", "overlap_product_5",
-    "overlap_product_6", "overlap_product_7", "overlap_product_8", "overlap_wide_4",
-    "overlap_wide_5", "overlap_wide_6", "overlap_wide_7", "overlap_wide_8", "wide_plan",
+    "activation_points", "activations", "overlap_dequantize", "plane_matmul", "plane_wide_4",
+    "plane_wide_6", "plane_wide_8", "table_matmul", "table_points", "table_product_2",
+    "table_product_3", "table_product_4", "table_wide_2", "table_wide_3", "table_wide_4",
+    "overlap_product_4", "overlap_product_5", "overlap_product_6", "overlap_product_7",
+    "overlap_product_8", "overlap_wide_4", "overlap_wide_5", "overlap_wide_6", "overlap_wide_7",
+    "overlap_wide_8", "wide_plan",
 )  # fmt: skip
 
 
@@ -73,14 +77,19 @@ def run(program, kind, fragments, row_scale, x, bits, block, option, processors)
     tokens, cols = x.shape
     rows = len(row_scale)
     numbers = (rows, cols, tokens, bits, block, 5, int(option), processors)
-    operands = b"".join(
-        t.contiguous().view(torch.uint8).numpy().tobytes() for t in (fragments, row_scale, x)
-    )
+    out = call(program, kind, numbers, (fragments, row_scale, x))
+    return out.view(torch.float16).view(tokens, rows)
+
+
+def call(program, kind, numbers, operands) -> torch.Tensor:
+    """What the program writes, bytes, given the bytes of some tensors."""
     done = subprocess.run(
-        [str(program), kind, *map(str, numbers)], input=operands, capture_output=True, check=True
+        [str(program), kind, *map(str, numbers)],
+        input=b"".join(t.contiguous().view(torch.uint8).numpy().tobytes() for t in operands),
+        capture_output=True,
+        check=True,
     )
-    y = np.frombuffer(done.stdout, dtype=np.float16).reshape(tokens, rows)
-    return torch.from_numpy(y.copy())
+    return torch.from_numpy(np.frombuffer(done.stdout, dtype=np.uint8).copy())
 
 
 def table_fragments(code, table, bits):
@@ -182,16 +191,99 @@ def test_overlap_codes_become_the_same_weights(products, bits, cols):
     w = torch.randn(5, cols, generator=torch.Generator().manual_seed(cols))
     w[2] = 0
     stored = code.quantize(w)
-    table = numbers.table.contiguous()
-    operands = b"".join(
-        t.view(torch.uint8).numpy().tobytes() for t in (stored["code"], stored["row_scale"], table)
-    )
+    table = numbers.table
     shape = (5, cols, numbers.step_bits, len(table).bit_length() - 1, numbers.lag)
-    done = subprocess.run(
-        [str(products), "overlap", *map(str, shape)],
-        input=operands,
-        capture_output=True,
-        check=True,
-    )
-    found = torch.from_numpy(np.frombuffer(done.stdout, dtype=np.float32).copy()).view(5, cols)
+    out = call(products, "overlap", shape, (stored["code"], stored["row_scale"], table))
+    found = out.view(torch.float32).view(5, cols)
     assert torch.equal(found, code.dequantize(stored, cols, torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("pulses", [1, 2, 75, 353, 4096])
+@pytest.mark.parametrize("dim", [1, 3, 8, 12, 16, 32, 64, 100, 128, 255, 256])
+def test_activation_points_are_those_of_the_cpu(products, dim, pulses, dtype):
+    x = awkward_groups(11, dim, pulses).to(dtype)
+    y, amplitude, values = rounded_points(products, x, pulses)
+    expected = torch.ops.pvq.activation_points(x, dim, pulses)
+    assert torch.equal(y, expected[0])
+    assert torch.equal(amplitude, expected[1])
+    assert torch.equal(values, decoded(*expected).to(dtype))
+
+
+@pytest.mark.parametrize("dim", [8, 128])
+def test_activation_points_of_what_is_not_finite_are_zeros(products, dim):
+    """And the groups beside them, which the same warp rounds, are none the worse."""
+    x = awkward_groups(20, dim, 0)
+    expected = torch.ops.pvq.activation_points(x, dim, 50)
+    for row, bad in ((3, torch.nan), (7, torch.inf), (19, -torch.inf)):
+        x[row, row % dim] = bad
+        for tensor in expected:
+            tensor[row] = 0
+    assert all(map(torch.equal, rounded_points(products, x, 50)[:2], expected))
+
+
+def rounded_points(program, x, pulses):
+    count, dim = x.shape
+    number = (torch.float32, torch.float16, torch.bfloat16).index(x.dtype)
+    out = call(program, "points", (count, dim, pulses, number), (x,))
+    y, amplitude, values = out.split([2 * count * dim, 2 * count, x.nbytes])
+    return (
+        y.view(torch.int16).view(count, dim),
+        amplitude.clone().view(torch.bfloat16).view(count, 1),
+        values.clone().view(x.dtype).view(count, dim),
+    )
+
+
+# Rows, columns, tokens, columns of a group, processors: narrow products of one group of rows and of
+# more, wide ones, the last piece of 256 columns half empty.
+POINT_CASES = [
+    (40, 256, 1, 128, 3), (300, 1280, 4, 128, 2), (33, 384, 8, 128, 3), (20, 640, 12, 128, 9),
+    (40, 384, 3, 32, 3), (24, 256, 5, 8, 4), (16, 128, 2, 64, 4), (300, 640, 20, 128, 5),
+    (64, 384, 40, 16, 6),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "bits"),
+    [("table", 2), ("table", 3), ("table", 4), ("overlap", 2), ("overlap", 3.5)],
+)
+@pytest.mark.parametrize("pulses", [75, 353, 4096])
+@pytest.mark.parametrize(("rows", "cols", "tokens", "dim", "processors"), POINT_CASES)
+def test_products_of_points(products, kind, bits, pulses, rows, cols, tokens, dim, processors):
+    if kind == "table":
+        code, table, scale, w = random_code(rows, cols, bits, seed=rows)
+        fragments = table_fragments(code, table, bits)
+        summed = w.abs()
+    else:
+        code, scale, w = random_overlap_code(rows, cols, bits, seed=rows)
+        form = OverlapFragments(trellis(bits))
+        fragments = form.of_stored({"code": code}, w.shape)["fragments"]
+        summed = w.abs() + 128 * scale.double()[:, None]  # with the bias of its bytes
+    x = activations(tokens, cols).float()
+    point, amplitude = torch.ops.pvq.activation_points(x, dim, pulses)
+    width = bits if kind == "table" else round(2 * bits)
+    out = call(
+        products,
+        "table_points" if kind == "table" else "lapped_points",
+        (rows, cols, tokens, width, dim, pulses, processors),
+        (fragments, scale, point, amplitude),
+    )
+    found = out.view(torch.float16).view(tokens, rows).double()
+    values = point.double() * amplitude.double().repeat_interleave(dim, 1)
+    # Of the result in float16, of the sums, and of the integers of 15 bits if they are used.
+    bound = 2**-11 * (values @ w.T).abs() + 2**-20 * (values.abs() @ summed.T) + 2**-24
+    groups = -(-tokens * (1 if pulses <= 127 else 2) // 8)  # of rows of the narrow product
+    if dim < 128 or (groups > 1 and (groups > 4 or groups * -(-rows // 16) > processors)):
+        bound += 2**-15 * values.abs().amax() * w.abs().sum(1)
+    assert ((found - values @ w.T).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("largest", [127, 4096])
+def test_points_are_multiplied_as_they_are(products, bits, largest):
+    code, table, scale, point, amplitude, expected = cancelling(20, bits, largest)
+    operands = (table_fragments(code, table, bits), scale, point, amplitude)
+    (tokens, cols), rows = point.shape, len(code)
+    numbers = (rows, cols, tokens, bits, 128, largest, 3)
+    out = call(products, "table_points", numbers, operands)
+    assert torch.equal(out.view(torch.float16).view(tokens, rows).double(), expected)

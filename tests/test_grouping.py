@@ -13,6 +13,7 @@ from torch import nn
 
 import pvq
 from pvq import PVQConfig, PVQLinear, _core
+from pvq.activations import ActivationCode, decoded
 from pvq.codes.joined import JoinedForm
 from pvq.codes.table import TableCode
 from pvq.modules import quantized_modules
@@ -52,6 +53,14 @@ class Plain:
         self.calls.append(rows)
         code = self.to_stored(held, (rows, x.shape[-1]))["code"]
         return torch.ops.pvq.table_matmul(x, code, held["row_scale"], self.bits, block, seed)
+
+    def takes_points(self, dim, dtype):
+        return dtype == torch.float32
+
+    def matmul_points(self, point, amplitude, pulses, held, rows, dtype):
+        assert (point.view(*amplitude.shape, -1).abs().sum(-1) == pulses).all()
+        values = decoded(point, amplitude).to(dtype)
+        return self.matmul(values, held, rows, 0, 0, "points")
 
 
 @pytest.fixture
@@ -117,6 +126,35 @@ def test_groups_compute_once_and_change_nothing_else(plain):
     reference = gradient.detach().clone().requires_grad_()
     before(reference).sum().backward()
     assert torch.allclose(gradient.grad, reference.grad, atol=1e-4)
+
+
+def test_groups_round_their_activations_once(plain, monkeypatch):
+    model = pvq.prepare(block(), activations="pyramid4")
+    alone, x = copy.deepcopy(model), torch.randn(3, 64)
+    assert pvq.group_projections(model) == 2
+    rounded = []
+    kept = ActivationCode.round
+    monkeypatch.setattr(ActivationCode, "round", lambda *a: rounded.append(1) or kept(*a))
+    plain.calls.clear()
+    with torch.no_grad():
+        found = model(x)
+        assert plain.calls == [144, 208, 64]
+        assert len(rounded) == 3
+        assert torch.allclose(found, alone(x), atol=1e-5)
+        # The values of points are not what this form's product reads its tiles for.
+        plain.calls.clear()
+        model[0].k_proj(x.bfloat16())
+        assert plain.calls == [32]
+        model[0].k_proj.prepare(activations="pyramid5")
+        model[0].q_proj(x)
+        model[0].k_proj(x)
+        assert plain.calls[1:] == [144, 144]
+    z, y = (x.clone().requires_grad_() for _ in range(2))
+    assert torch.allclose(model[0].v_proj(z), alone[0].v_proj(x), atol=1e-5)
+    model(z).sum().backward()
+    alone[0].k_proj.prepare(activations="pyramid5")
+    alone(y).sum().backward()
+    assert torch.allclose(z.grad, y.grad, atol=1e-4)
 
 
 def test_sizes_of_groups_are_those_of_their_memory(plain):
@@ -284,6 +322,19 @@ def test_groups_give_the_products_of_their_members(code, bits, cols, tokens):
         assert model[0].q_proj._form.shared._waiting is None
     assert same_state(model, alone)
     assert relative_error(model(x), alone(x)) < 0.01
+
+
+@needs_gpu
+@pytest.mark.parametrize(("code", "bits"), [("table", 2), ("table", 4), ("pyramid", 3)])
+@pytest.mark.parametrize("tokens", [(1,), (2, 9), (100,)])
+def test_groups_round_to_the_points_of_their_members(code, bits, tokens):
+    model = pvq.prepare(gpu_block(bits, code=code), activations="pyramid4")
+    alone = copy.deepcopy(model)
+    assert pvq.group_projections(model) == 2 or code == "pyramid"
+    x = torch.randn(*tokens, 256, device="cuda").half()
+    with torch.no_grad():
+        for name in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"):
+            assert relative_error(getattr(model[0], name)(x), getattr(alone[0], name)(x)) < 2e-3
 
 
 @needs_gpu

@@ -36,6 +36,14 @@ def test_shapes(bits, rows):
             y = ops.table_matmul_fragments(x, fragments, scale, bits, 64, 1, bits == 3)
             assert y.shape == (*shape, rows)
             assert y.dtype == torch.float16
+            point, amplitude = ops.activation_points(x, 128, 353)
+            y = ops.table_matmul_points(
+                point, amplitude, fragments, scale, bits, 353, torch.bfloat16
+            )
+            assert y.shape == (*shape, rows)
+            assert y.dtype == torch.bfloat16
+            y = ops.overlap_matmul_points(point, amplitude, fragments, scale, 4, 75, torch.float16)
+            assert y.shape == (*shape, rows)
 
 
 @pytest.mark.parametrize("block", [0, 64])

@@ -2,7 +2,7 @@
 #ifdef PVQ_X86
 #include <stdint.h>
 
-#include "core/bfloat16.h"
+#include "core/point_rounding.h"
 #include "cpu/points_kernels.h"
 
 namespace {

@@ -10,7 +10,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "core/bfloat16.h"
+#include "core/point_rounding.h"
 #include "cpu/points_kernels.h"
 
 namespace {

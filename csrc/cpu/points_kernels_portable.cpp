@@ -1,7 +1,7 @@
 // PointsKernels for any machine.
 #include <stdint.h>
 
-#include "core/bfloat16.h"
+#include "core/point_rounding.h"
 #include "cpu/points_kernels.h"
 
 namespace {

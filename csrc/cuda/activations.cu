@@ -28,17 +28,9 @@ __global__ void __launch_bounds__(kWarps * 32)
   if (blockIdx.x == 0 && first == 0)
     for (int i = threadIdx.x; i < num_counters; i += kWarps * 32) counters[i] = 0;
   if (first < end) quantize_tokens<kForm>(a, rotation, signs, out, {first, end}, share);
-  constexpr int kUnits = sections_of(kForm) * (kSectionBytes / 16);  // of a chunk
-  const int last_row = min((first + tokens) * a.slots, out.rows);
-  for (int row = max(end, first) * a.slots; row < last_row; ++row) {
-    for (int64_t i = warp * 32 + threadIdx.x % 32; i < a.cols / kChunkCols * kUnits;
-         i += warps * 32) {
-      const int unit = int(i % kUnits);
-      uint8_t* section = out.section(i / kUnits, unit / (kSectionBytes / 16), row);
-      reinterpret_cast<uint4*>(section)[unit % (kSectionBytes / 16)] = make_uint4(0, 0, 0, 0);
-      if (unit == 0) out.scale(i / kUnits, row) = out.sum(i / kUnits, row) = 0;
-    }
-  }
+  const int last = min(first + tokens, (out.rows + a.slots - 1) / a.slots);
+  for (int token = max(end, first); token < last; ++token)
+    write_padding<kForm>(a, out, token, warp, warps);
 }
 
 template <ActivationForm kForm>

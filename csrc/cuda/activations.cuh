@@ -174,23 +174,17 @@ __device__ __forceinline__ float largest_of(ActivationForm form, const float (&v
   return largest;
 }
 
-// Writes a rotated piece of one token as int8; `factor` is what the transform still lacks.
-template <ActivationForm kForm>
-__device__ __forceinline__ void write_int8(const Activations& a, const QuantizedActivations& out,
-                                           int token, int64_t first, float factor,
-                                           float (&v)[2][4]) {
-  // v * inverse + kRound has the nearest integer in its last bits.
+// Writes a piece of one token as int8: v * scale, v rounded to the nearest integers in the first
+// slot, what that leaves in steps kFiner times finer in the next.
+template <ActivationForm kForm, int kFiner>
+__device__ __forceinline__ void write_integers(const Activations& a,
+                                               const QuantizedActivations& out, int token,
+                                               int64_t first, float scale, float (&v)[2][4]) {
+  // v + kRound has the nearest integer in its last bits.
   constexpr float kRound = 12582912.0f;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const float largest = largest_of(kForm, v);
-  const float inverse = largest > 0 ? 127.0f * reciprocal(largest) : 0.0f;
   const int chunk = int(first / kChunkCols) + g / 4;
   const bool inside = chunk * kChunkCols < a.cols;
-  float scale = largest * factor * (1 / 127.0f);
-#pragma unroll
-  for (int p = 0; p < 2; ++p)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) v[p][i] *= inverse;
 #pragma unroll 1
   for (int slot = 0; slot < a.slots; ++slot) {
     const int row = token * a.slots + slot;
@@ -206,7 +200,8 @@ __device__ __forceinline__ void write_int8(const Activations& a, const Quantized
       }
       if (slot + 1 < a.slots) {  // what is left, for the next slot
 #pragma unroll
-        for (int i = 0; i < 4; ++i) v[p][i] = (v[p][i] - (rounded[i] - kRound)) * 254.0f;
+        for (int i = 0; i < 4; ++i)
+          v[p][i] = (v[p][i] - (rounded[i] - kRound)) * static_cast<float>(kFiner);
       }
       const uint32_t word =
           byte_permute(byte_permute(q[0], q[1], 0x0040), byte_permute(q[2], q[3], 0x0040), 0x5410);
@@ -227,8 +222,22 @@ __device__ __forceinline__ void write_int8(const Activations& a, const Quantized
     }
     if (inside && lane % 16 == 0)
       out.scale(chunk, row) = scale, out.sum(chunk, row) = scale * static_cast<float>(total);
-    scale *= 1 / 254.0f;
+    scale *= 1.0f / kFiner;
   }
+}
+
+// Writes a rotated piece of one token as int8; `factor` is what the transform still lacks.
+template <ActivationForm kForm>
+__device__ __forceinline__ void write_int8(const Activations& a, const QuantizedActivations& out,
+                                           int token, int64_t first, float factor,
+                                           float (&v)[2][4]) {
+  const float largest = largest_of(kForm, v);
+  const float inverse = largest > 0 ? 127.0f * reciprocal(largest) : 0.0f;
+#pragma unroll
+  for (int p = 0; p < 2; ++p)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[p][i] *= inverse;
+  write_integers<kForm, 254>(a, out, token, first, largest * factor * (1 / 127.0f), v);
 }
 
 // The same as float16, whose largest magnitude is from 1 to 2.
@@ -342,6 +351,22 @@ __device__ __forceinline__ void quantize_tokens(const Activations& a, const Piec
     quantize_share<2, kForm>(a, rotation, signs, out, tokens, share);
   } else {
     quantize_share<4, kForm>(a, rotation, signs, out, tokens, share);
+  }
+}
+
+// Zeros for all rows of a token that only pads the last group: the part of warp `warp` of `warps`.
+template <ActivationForm kForm>
+__device__ __forceinline__ void write_padding(const Activations& a, const QuantizedActivations& out,
+                                              int token, int warp, int warps) {
+  constexpr int kUnits = sections_of(kForm) * (kSectionBytes / 16);  // of a chunk
+  for (int row = token * a.slots; row < min((token + 1) * a.slots, out.rows); ++row) {
+    for (int64_t i = warp * 32 + threadIdx.x % 32; i < a.cols / kChunkCols * kUnits;
+         i += warps * 32) {
+      const int unit = int(i % kUnits);
+      uint8_t* section = out.section(i / kUnits, unit / (kSectionBytes / 16), row);
+      reinterpret_cast<uint4*>(section)[unit % (kSectionBytes / 16)] = make_uint4(0, 0, 0, 0);
+      if (unit == 0) out.scale(i / kUnits, row) = out.sum(i / kUnits, row) = 0;
+    }
   }
 }
 

@@ -3,24 +3,36 @@
 
 #include <cuda_runtime.h>
 
+#include "cuda/table_points.h"
 #include "cuda/table_product_task.h"
 
 namespace pvq {
 namespace {
 
-int rows_of(const TableProduct& t) { return t.tokens * (t.residual ? 2 : 1); }
-
 // Small matrices do not fill the device with the groups of a wide product.
-bool is_narrow(const TableProduct& t) {
-  const int groups = (rows_of(t) + kNarrowRows - 1) / kNarrowRows;
+bool is_narrow(const TableProduct& t, int slots) {
+  const int groups = (t.tokens * slots + kNarrowRows - 1) / kNarrowRows;
   return groups == 1 ||
          (groups <= 4 && groups * tiles_of(t.rows) <= device_limits().multiprocessors);
 }
 
+// Rows that a token takes. If points fit a narrow product in the rows that they need there, it is
+// one; in a wide one they need as many or more.
+int slots_of(const TableProduct& t) {
+  if (!t.points.y) return t.residual ? 2 : 1;
+  const int slots = point_rows(t.points, ActivationForm::kInt8Lanes);
+  return is_narrow(t, slots) ? slots : point_rows(t.points, ActivationForm::kInt8Steps);
+}
+
+int rows_of(const TableProduct& t) { return t.tokens * slots_of(t); }
+
+bool is_narrow(const TableProduct& t) { return is_narrow(t, slots_of(t)); }
+
 // One or two tokens of few columns are quantized by every block of the product; more cost less in a
 // launch of their own.
 bool is_fused(const TableProduct& t) {
-  return t.tokens <= 2 && t.cols <= (t.tokens == 1 ? 2 : 1) * kMostFusedValues / t.tokens;
+  return !t.points.y && t.tokens <= 2 &&
+         t.cols <= (t.tokens == 1 ? 2 : 1) * kMostFusedValues / t.tokens;
 }
 
 WideTile tile_of(const TableProduct& t) {
@@ -58,6 +70,12 @@ ProductLaunch* wide_launch(TableFormat format) {
   return format.overlap ? kOverlap[format.half_bits - 4] : kTable[format.half_bits / 2 - 2];
 }
 
+int prepare_activations(const TableProduct& t, const ProductTask& task, ActivationForm form,
+                        int num_counters, cudaStream_t stream) {
+  return t.points.y ? quantize_points(t.points, task, form, num_counters, stream)
+                    : quantize_activations(task, form, num_counters, stream);
+}
+
 }  // namespace
 
 int64_t table_product_workspace(const TableProduct& t) {
@@ -73,28 +91,23 @@ int table_product_cuda(const TableProduct& t, void* stream) {
   task.weights = t.fragments;
   task.row_scale = t.row_scale;
   task.y = t.y;
-  task.activations = {t.x,
-                      t.type,
-                      t.cols,
-                      t.tokens,
-                      t.block,
-                      t.seed,
-                      t.residual ? 2 : 1,
-                      t.format.overlap || t.format.half_bits == 6};
+  task.activations = {t.x,     t.type, t.cols,      t.tokens,
+                      t.block, t.seed, slots_of(t), t.format.overlap || t.format.half_bits == 6};
   task.rows = int(t.rows);
   task.chunks = int(t.cols / kChunkCols);
   const int processors = device_limits().multiprocessors;
   if (!is_narrow(t)) {
     constexpr ActivationForm kForm = ActivationForm::kInt8Steps;
     workspace_of(t).place(t.workspace, tile_of(t), columns_of(t), &task);
-    if (const int error = quantize_activations(task, kForm, plan_of(t).groups, queue)) return error;
+    if (const int error = prepare_activations(t, task, kForm, plan_of(t).groups, queue))
+      return error;
     return wide_launch(t.format)(task, processors, queue);
   }
   if (!is_fused(t)) {
     constexpr ActivationForm kForm = ActivationForm::kInt8Lanes;
     task.quantized =
         QuantizedActivations::at(t.workspace, kForm, task.chunks, columns_of(t), kOneGroup);
-    if (const int error = quantize_activations(task, kForm, 0, queue)) return error;
+    if (const int error = prepare_activations(t, task, kForm, 0, queue)) return error;
   }
   return narrow_launch(t.format)(task, processors, queue);
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "core/overlap.h"
+#include "cuda/activation_points.h"
 #include "cuda/fragments.h"
 
 namespace pvq {
@@ -49,6 +50,8 @@ struct TableProduct {
   uint64_t seed;
   bool residual;  // activations in two int8 passes, 15 bits
   RealType type;
+  // Instead of x, if points.y is not null; then there is no rotation and no choice of passes.
+  PointsOperand points;
 };
 
 int64_t table_product_workspace(const TableProduct& task);
@@ -56,7 +59,8 @@ int64_t table_product_workspace(const TableProduct& task);
 // y = rotate(x) W^T with int8 activations (one scale a token and 128 columns, 256 where more than
 // kNarrowRows rows are multiplied together) and exact int32 sums of as many, added up in float32 in
 // a fixed order. The residual pass quantizes what rounding left once more. One launch for one or
-// two tokens of few columns, two launches beyond. Returns a cudaError_t.
+// two tokens of few columns, two launches beyond. Points are multiplied as table_points.h says, in
+// two launches. Returns a cudaError_t.
 int table_product_cuda(const TableProduct& task, void* stream);
 
 }  // namespace pvq

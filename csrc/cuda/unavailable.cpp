@@ -1,4 +1,5 @@
 // The functions of csrc/cuda in a build without nvcc: each launch returns kCudaUnavailable.
+#include "cuda/activation_points.h"
 #include "cuda/cuda.h"
 #include "cuda/decode.h"
 #include "cuda/encode.h"
@@ -31,6 +32,11 @@ int quantize_cuda(const QuantizeCuda&, void*, void*) { return kCudaUnavailable; 
 int decode_cuda(const IndexStreams&, int16_t*, void*) { return kCudaUnavailable; }
 int dequantize_cuda(const CodeView&, RealType, void*, void*) { return kCudaUnavailable; }
 int check_codes_cuda(const IndexStreams&, const Refusal&, void*) { return kCudaUnavailable; }
+
+int activation_points_cuda(const PointsTask&, void*) { return kCudaUnavailable; }
+int decode_points_cuda(const PointsOperand&, int64_t, RealType, void*, void*) {
+  return kCudaUnavailable;
+}
 
 int64_t hadamard_cuda_workspace(const HadamardCuda&) { return 0; }
 int hadamard_cuda(const HadamardCuda&, void*, void*) { return kCudaUnavailable; }

@@ -1,22 +1,13 @@
 // decode, dequantize and check_codes on the CPU.
-#include <algorithm>
 #include <vector>
 
-#include "core/signs.h"
-#include "cpu/hadamard.h"
 #include "ops/code.h"
-#include "ops/rotation.h"
+#include "ops/dequantize.h"
 
 namespace pvq::ops {
 namespace {
 
 using torch::stable::parallel_for;
-
-// Columns that are rotated in one call: what the first-level cache holds.
-constexpr int64_t kRotatedColumns = 4096;
-
-// Rows for a thread at once: some ten thousand weights at least.
-int64_t row_grain(int64_t cols) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, cols)); }
 
 Tensor decode_cpu(const Tensor& index, int64_t dim, int64_t pulses, int64_t groups) {
   constexpr const char* op = "decode";
@@ -54,33 +45,19 @@ Tensor dequantize_cpu(const Tensor& index, const Tensor& gain, const Tensor& row
   const StoredCode code =
       checked_code(op, index, gain, row_scale, dim, pulses, gain_bits, gain_law, cols);
   check_rotation(op, {block, seed}, cols);
-  const int64_t rows = code.view.rows, groups = cols / dim;
-  Tensor w = torch::stable::new_empty(index, {rows, cols}, ScalarType::Float);
-  float* out = w.mutable_data_ptr<float>();
-  std::vector<uint64_t> signs(block ? sign_word_count(cols) : 0);
-  if (block) fill_sign_words(static_cast<uint64_t>(seed), cols, signs.data());
-  // Short rows are rotated many at a time: a call takes longer than a row of 64 columns.
-  const int64_t tile = std::max<int64_t>(1, kRotatedColumns / std::max<int64_t>(1, cols));
+  const int64_t groups = cols / dim;
   FirstRefused refused;
-  parallel_for(0, rows, row_grain(cols), [&](int64_t begin, int64_t end) {
-    std::vector<int16_t> y(cols);
-    std::vector<float> scale(groups);
-    for (int64_t first = begin; first < end; first += tile) {
-      const int64_t last = std::min(first + tile, end);
-      for (int64_t r = first; r < last; ++r) {
-        if (!decode_groups(code.view, r, 0, groups, y.data(), scale.data())) {
-          refused.report(r);
-          continue;
-        }
-        dequantize_groups(code.view, 0, groups, y.data(), scale.data(), out + r * cols);
-      }
-      if (block)
-        hadamard_blocks(out, out, cols, static_cast<int>(block), signs.data(), /*inverse=*/true,
-                        first * (cols / block), last * (cols / block));
-    }
+  const Tensor w = dequantize_rows(index, code.view.rows, cols, dtype, {block, seed}, [&] {
+    return [&, y = std::vector<int16_t>(cols), scale = std::vector<float>(groups)](
+               int64_t row, float* out) mutable {
+      if (decode_groups(code.view, row, 0, groups, y.data(), scale.data()))
+        dequantize_groups(code.view, 0, groups, y.data(), scale.data(), out);
+      else
+        refused.report(row);
+    };
   });
   if (refused.element() >= 0) refuse_index(op, refused.element());
-  return dtype == ScalarType::Float ? w : torch::stable::to(w, dtype);
+  return w;
 }
 
 }  // namespace

@@ -7,12 +7,8 @@
 #include "cuda/decode.h"
 
 #include "ops/code.h"
+#include "ops/code_on_cuda.h"
 #include "ops/cuda_refusals.h"
-#include "ops/cuda_stream.h"
-#include "ops/cuda_types.h"
-#include "ops/decode.h"
-#include "ops/hadamard.h"
-#include "ops/rotation.h"
 
 namespace pvq::ops {
 namespace {
@@ -47,29 +43,21 @@ void check_codes_cuda(const Tensor& index, int64_t dim, int64_t pulses, int64_t 
   if (refused >= 0) refuse_index(op, refused / groups);
 }
 
-}  // namespace
-
-Tensor dequantize_on_cuda(const Tensor& index, const Tensor& gain, const Tensor& row_scale,
-                          int64_t dim, int64_t pulses, int64_t gain_bits, std::string gain_law,
-                          int64_t cols, ScalarType dtype, int64_t block, int64_t seed) {
+Tensor dequantize_cuda(const Tensor& index, const Tensor& gain, const Tensor& row_scale,
+                       int64_t dim, int64_t pulses, int64_t gain_bits, std::string gain_law,
+                       int64_t cols, ScalarType dtype, int64_t block, int64_t seed) {
   constexpr const char* op = "dequantize";
-  check_weight_dtype(op, dtype);
   const StoredCode code =
       checked_code(op, index, gain, row_scale, dim, pulses, gain_bits, gain_law, cols);
-  check_rotation(op, {block, seed}, cols);
-  const DeviceGuard guard(index.get_device_index());
-  void* stream = current_cuda_stream(index);
-  // Rotated weights are rounded after the rotation, and there is no kernel for float64.
-  const ScalarType decoded = block != 0 || dtype == ScalarType::Double ? ScalarType::Float : dtype;
-  Tensor w = torch::stable::new_empty(index, {code.view.rows, cols}, decoded);
-  check_cuda(op, pvq::dequantize_cuda(code.view, real_type(decoded), w.mutable_data_ptr(), stream));
-  if (block) hadamard_on_cuda_(w, block, seed, /*inverse=*/true);
-  return decoded == dtype ? w : torch::stable::to(w, dtype);
+  return CodeOnCuda<CodeView>(op, code.view, "index", code.index, pvq::dequantize_cuda)
+      .dequantize(dtype, {block, seed});
 }
+
+}  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(pvq, CUDA, m) {
   m.impl("decode", TORCH_BOX(&decode_cuda));
-  m.impl("dequantize", TORCH_BOX(&dequantize_on_cuda));
+  m.impl("dequantize", TORCH_BOX(&dequantize_cuda));
   m.impl("check_codes", TORCH_BOX(&check_codes_cuda));
 }
 

@@ -87,8 +87,7 @@ Tensor matmul_cpu(const Tensor& x, const Tensor& index, const Tensor& gain, cons
                   int64_t dim, int64_t pulses, int64_t gain_bits, const std::string& gain_law,
                   int64_t block, int64_t seed) {
   constexpr const char* op = "matmul";
-  PVQ_CHECK(x.dim() >= 1, "pvq::matmul: x has no dimensions, expected [..., in_features]");
-  const int64_t cols = x.size(x.dim() - 1);
+  const int64_t cols = columns_of(op, x);
   const StoredCode code =
       checked_code(op, index, gain, row_scale, dim, pulses, gain_bits, gain_law, cols);
   check_activations(op, "x", x, cols, "in_features", "index", index);

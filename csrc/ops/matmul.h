@@ -17,6 +17,12 @@ inline Tensor as_dtype(const Tensor& t, ScalarType dtype) {
   return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
 }
 
+// The columns that the activations of a product ask for.
+inline int64_t columns_of(const char* op, const Tensor& x) {
+  PVQ_CHECK(x.dim() >= 1, "pvq::", op, ": x has no dimensions, expected [..., in_features]");
+  return x.size(x.dim() - 1);
+}
+
 // x [..., size] of float32, bfloat16 or float16 on the device of `other`.
 void check_activations(const char* op, const char* name, const Tensor& x, int64_t size,
                        const char* size_name, const char* other_name, const Tensor& other);

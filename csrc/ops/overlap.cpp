@@ -5,10 +5,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "core/signs.h"
-#include "cpu/hadamard.h"
 #include "cpu/overlap_tiles.h"
-#include "ops/matmul.h"
+#include "ops/whole_code.h"
 
 namespace pvq::ops {
 
@@ -65,44 +63,21 @@ StoredOverlap checked_overlap(const char* op, const Tensor& code, const Tensor& 
 
 namespace {
 
-using torch::stable::parallel_for;
-
-int64_t row_grain(int64_t cols) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, cols)); }
-
 Tensor overlap_dequantize_cpu(const Tensor& code, const Tensor& row_scale, const Tensor& table,
                               int64_t step_bits, int64_t lag, int64_t cols, ScalarType dtype,
                               int64_t block, int64_t seed) {
   constexpr const char* op = "overlap_dequantize";
-  check_weight_dtype(op, dtype);
   const StoredOverlap stored = checked_overlap(op, code, row_scale, table, step_bits, lag, cols);
-  check_rotation(op, {block, seed}, cols);
-  const int64_t rows = stored.view.rows;
-  Tensor w = torch::stable::new_empty(code, {rows, cols}, ScalarType::Float);
-  float* out = w.mutable_data_ptr<float>();
-  std::vector<uint64_t> signs(block ? sign_word_count(cols) : 0);
-  if (block) fill_sign_words(static_cast<uint64_t>(seed), cols, signs.data());
-  parallel_for(0, rows, row_grain(cols), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      float* row = out + r * cols;
-      dequantize_overlap(stored.view, r, 0, cols, row);
-      if (block)
-        hadamard_blocks(row, row, cols, static_cast<int>(block), signs.data(), /*inverse=*/true, 0,
-                        cols / block);
-    }
-  });
-  return as_dtype(w, dtype);
+  return dequantize_whole(op, stored, dtype, {block, seed}, dequantize_overlap);
 }
 
 Tensor overlap_matmul_cpu(const Tensor& x, const Tensor& code, const Tensor& row_scale,
                           const Tensor& table, int64_t step_bits, int64_t lag, int64_t block,
                           int64_t seed) {
   constexpr const char* op = "overlap_matmul";
-  PVQ_CHECK(x.dim() >= 1, "pvq::overlap_matmul: x has no dimensions, expected [..., in_features]");
-  const int64_t cols = x.size(x.dim() - 1);
-  const StoredOverlap stored = checked_overlap(op, code, row_scale, table, step_bits, lag, cols);
-  check_activations(op, "x", x, cols, "in_features", "code", code);
-  check_rotation(op, {block, seed}, cols);
-  return multiply_rotated(x, OverlapTiles(stored.view, /*transposed=*/false), {block, seed}).out;
+  const StoredOverlap stored =
+      checked_overlap(op, code, row_scale, table, step_bits, lag, columns_of(op, x));
+  return multiply_whole<OverlapTiles>(op, x, stored, {block, seed});
 }
 
 Tensor overlap_matmul_transposed_cpu(const Tensor& g, const Tensor& code, const Tensor& row_scale,
@@ -110,9 +85,7 @@ Tensor overlap_matmul_transposed_cpu(const Tensor& g, const Tensor& code, const 
                                      int64_t cols, int64_t block, int64_t seed) {
   constexpr const char* op = "overlap_matmul_transposed";
   const StoredOverlap stored = checked_overlap(op, code, row_scale, table, step_bits, lag, cols);
-  check_activations(op, "g", g, stored.view.rows, "rows of the matrix", "code", code);
-  check_rotation(op, {block, seed}, cols);
-  return multiply_unrotated(g, OverlapTiles(stored.view, /*transposed=*/true), {block, seed}).out;
+  return multiply_whole_transposed<OverlapTiles>(op, g, stored, {block, seed});
 }
 
 }  // namespace

@@ -2,51 +2,31 @@
 // form: products expand the codes to a dense scratch of the activations' dtype that lives for the
 // call, and the library multiplies.
 #include "cuda/overlap_dequantize.h"
-#include "ops/cuda_stream.h"
-#include "ops/cuda_types.h"
-#include "ops/dense_product.h"
-#include "ops/matmul.h"
+#include "ops/code_on_cuda.h"
 #include "ops/overlap.h"
 
 namespace pvq::ops {
 namespace {
 
-using torch::stable::accelerator::DeviceGuard;
-
-// Weights of a float dtype that kernels write, still rotated.
-Tensor expand(const char* op, const StoredOverlap& stored, ScalarType dtype) {
-  Tensor w = torch::stable::new_empty(stored.code, {stored.view.rows, stored.view.cols}, dtype);
-  check_cuda(op, overlap_dequantize_cuda(stored.view, real_type(dtype), w.mutable_data_ptr(),
-                                         current_cuda_stream(stored.code)));
-  return w;
+CodeOnCuda<OverlapView> on_cuda(const char* op, const StoredOverlap& stored) {
+  return {op, stored.view, "code", stored.code, overlap_dequantize_cuda};
 }
 
 Tensor overlap_dequantize(const Tensor& code, const Tensor& row_scale, const Tensor& table,
                           int64_t step_bits, int64_t lag, int64_t cols, ScalarType dtype,
                           int64_t block, int64_t seed) {
   constexpr const char* op = "overlap_dequantize";
-  check_weight_dtype(op, dtype);
   const StoredOverlap stored = checked_overlap(op, code, row_scale, table, step_bits, lag, cols);
-  check_rotation(op, {block, seed}, cols);
-  const DeviceGuard guard(code.get_device_index());
-  // Rotated weights are rounded after the rotation, and there is no kernel for float64.
-  const bool exact = block != 0 || dtype == ScalarType::Double;
-  const Tensor w = expand(op, stored, exact ? ScalarType::Float : dtype);
-  if (block) hadamard_on_cuda_(w, block, seed, /*inverse=*/true);
-  return as_dtype(w, dtype);
+  return on_cuda(op, stored).dequantize(dtype, {block, seed});
 }
 
 Tensor overlap_matmul(const Tensor& x, const Tensor& code, const Tensor& row_scale,
                       const Tensor& table, int64_t step_bits, int64_t lag, int64_t block,
                       int64_t seed) {
   constexpr const char* op = "overlap_matmul";
-  PVQ_CHECK(x.dim() >= 1, "pvq::overlap_matmul: x has no dimensions, expected [..., in_features]");
-  const int64_t cols = x.size(x.dim() - 1);
-  const StoredOverlap stored = checked_overlap(op, code, row_scale, table, step_bits, lag, cols);
-  check_activations(op, "x", x, cols, "in_features", "code", code);
-  check_rotation(op, {block, seed}, cols);
-  const DeviceGuard guard(x.get_device_index());
-  return multiply_dense(x, expand(op, stored, x.scalar_type()), {block, seed});
+  const StoredOverlap stored =
+      checked_overlap(op, code, row_scale, table, step_bits, lag, columns_of(op, x));
+  return on_cuda(op, stored).multiply(x, {block, seed});
 }
 
 Tensor overlap_matmul_transposed(const Tensor& g, const Tensor& code, const Tensor& row_scale,
@@ -54,10 +34,7 @@ Tensor overlap_matmul_transposed(const Tensor& g, const Tensor& code, const Tens
                                  int64_t block, int64_t seed) {
   constexpr const char* op = "overlap_matmul_transposed";
   const StoredOverlap stored = checked_overlap(op, code, row_scale, table, step_bits, lag, cols);
-  check_activations(op, "g", g, stored.view.rows, "rows of the matrix", "code", code);
-  check_rotation(op, {block, seed}, cols);
-  const DeviceGuard guard(g.get_device_index());
-  return multiply_dense_transposed(g, expand(op, stored, g.scalar_type()), {block, seed});
+  return on_cuda(op, stored).multiply_transposed(g, {block, seed});
 }
 
 }  // namespace

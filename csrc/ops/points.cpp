@@ -1,34 +1,43 @@
 // activation_points on the CPU; cpu/points.h defines it.
-#include "cpu/points.h"
+#include "ops/points.h"
 
 #include <algorithm>
 #include <atomic>
-#include <tuple>
 #include <vector>
 
 #include "core/platform.h"
+#include "cpu/points.h"
 #include "ops/matmul.h"
 
 namespace pvq::ops {
-namespace {
 
-// Values handed to a thread at once.
-constexpr int64_t kGrain = 1 << 13;
-
-std::tuple<Tensor, Tensor> activation_points_cpu(const Tensor& x, int64_t dim, int64_t pulses) {
+void check_points(const Tensor& x, int64_t dim, int64_t pulses) {
   constexpr const char* op = "activation_points";
   check_dtype(op, "x", x, {ScalarType::Float, ScalarType::Half, ScalarType::BFloat16});
   check_range(op, "dim", dim, 1, kMaxDim);
   check_range(op, "pulses", pulses, 1, kMaxPulses);
   PVQ_CHECK(x.dim() >= 1 && x.size(x.dim() - 1) % dim == 0, "pvq::", op, ": x has shape ",
             shape_name(x), ", expected [..., cols] with a multiple of dim = ", dim, " columns");
-  const Tensor input = as_contiguous(as_dtype(x, ScalarType::Float));
+}
+
+PointTensors new_points(const Tensor& x, int64_t dim) {
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   Tensor point = torch::stable::new_empty(x, shape, ScalarType::Short);
   shape.back() /= dim;
-  Tensor amplitude = torch::stable::new_empty(x, shape, ScalarType::BFloat16);
+  return {point, torch::stable::new_empty(x, shape, ScalarType::BFloat16)};
+}
+
+namespace {
+
+// Values handed to a thread at once.
+constexpr int64_t kGrain = 1 << 13;
+
+PointTensors activation_points_cpu(const Tensor& x, int64_t dim, int64_t pulses) {
+  check_points(x, dim, pulses);
+  const Tensor input = as_contiguous(as_dtype(x, ScalarType::Float));
+  const auto [point, amplitude] = new_points(x, dim);
   const float* in = input.const_data_ptr<float>();
-  int16_t* y = point.mutable_data_ptr<int16_t>();
+  auto* y = static_cast<int16_t*>(point.mutable_data_ptr());
   auto* levels = static_cast<uint16_t*>(amplitude.mutable_data_ptr());
   std::atomic<bool> finite = true;
   torch::stable::parallel_for(

@@ -67,6 +67,12 @@ STABLE_TORCH_LIBRARY(pvq, m) {
       "table_matmul_fragments(Tensor x, Tensor fragments, Tensor row_scale, int bits, int block=0,"
       " int seed=0, bool residual=False) -> Tensor");
   m.def(
+      "table_matmul_points(Tensor point, Tensor amplitude, Tensor fragments, Tensor row_scale,"
+      " int bits, int largest, ScalarType dtype) -> Tensor");
+  m.def(
+      "overlap_matmul_points(Tensor point, Tensor amplitude, Tensor fragments, Tensor row_scale,"
+      " int step_bits, int largest, ScalarType dtype) -> Tensor");
+  m.def(
       "overlap_search(Tensor x, Tensor table, int step_bits, int lag, Tensor? weight=None,"
       " Tensor? start=None, Tensor? end=None, bool ring=False, int beam=0)"
       " -> (Tensor symbol, Tensor start, Tensor cost)");

@@ -1,7 +1,6 @@
 // table_quantize, table_dequantize, table_matmul and table_matmul_transposed on the GPU, from and
 // to the stored form. Codes and weights are the CPU's bit for bit, but for the rotation, whose sums
-// run in another order; products expand the codes to a dense scratch of the activations' dtype that
-// lives for the call, and the library multiplies.
+// run in another order.
 //
 // table_quantize refuses NaN and infinity as on the CPU, which takes one wait for the stream. While
 // the stream is captured for a graph nothing may wait: then such a row gets the scale NaN.
@@ -10,12 +9,8 @@
 #include <tuple>
 
 #include "ops/aligned.h"
+#include "ops/code_on_cuda.h"
 #include "ops/cuda_refusals.h"
-#include "ops/cuda_stream.h"
-#include "ops/cuda_types.h"
-#include "ops/dense_product.h"
-#include "ops/hadamard.h"
-#include "ops/matmul.h"
 #include "ops/tables.h"
 
 namespace pvq::ops {
@@ -48,48 +43,29 @@ std::tuple<Tensor, Tensor> table_quantize(const Tensor& w, int64_t bits) {
   return {code, row_scale};
 }
 
-// Weights of a float dtype that kernels write, still rotated.
-Tensor expand(const char* op, const StoredTable& stored, ScalarType dtype) {
-  Tensor w = torch::stable::new_empty(stored.code, {stored.view.rows, stored.view.cols}, dtype);
-  check_cuda(op, table_dequantize_cuda(stored.view, real_type(dtype), w.mutable_data_ptr(),
-                                       current_cuda_stream(stored.code)));
-  return w;
+CodeOnCuda<TableView> on_cuda(const char* op, const StoredTable& stored) {
+  return {op, stored.view, "code", stored.code, table_dequantize_cuda};
 }
 
 Tensor table_dequantize(const Tensor& code, const Tensor& row_scale, int64_t bits, int64_t cols,
                         ScalarType dtype, int64_t block, int64_t seed) {
   constexpr const char* op = "table_dequantize";
-  check_weight_dtype(op, dtype);
   const StoredTable stored = checked_table(op, code, row_scale, bits, cols);
-  check_rotation(op, {block, seed}, cols);
-  const DeviceGuard guard(code.get_device_index());
-  // Rotated weights are rounded after the rotation, and there is no kernel for float64.
-  const bool exact = block != 0 || dtype == ScalarType::Double;
-  const Tensor w = expand(op, stored, exact ? ScalarType::Float : dtype);
-  if (block) hadamard_on_cuda_(w, block, seed, /*inverse=*/true);
-  return as_dtype(w, dtype);
+  return on_cuda(op, stored).dequantize(dtype, {block, seed});
 }
 
 Tensor table_matmul(const Tensor& x, const Tensor& code, const Tensor& row_scale, int64_t bits,
                     int64_t block, int64_t seed) {
   constexpr const char* op = "table_matmul";
-  PVQ_CHECK(x.dim() >= 1, "pvq::table_matmul: x has no dimensions, expected [..., in_features]");
-  const int64_t cols = x.size(x.dim() - 1);
-  const StoredTable stored = checked_table(op, code, row_scale, bits, cols);
-  check_activations(op, "x", x, cols, "in_features", "code", code);
-  check_rotation(op, {block, seed}, cols);
-  const DeviceGuard guard(x.get_device_index());
-  return multiply_dense(x, expand(op, stored, x.scalar_type()), {block, seed});
+  const StoredTable stored = checked_table(op, code, row_scale, bits, columns_of(op, x));
+  return on_cuda(op, stored).multiply(x, {block, seed});
 }
 
 Tensor table_matmul_transposed(const Tensor& g, const Tensor& code, const Tensor& row_scale,
                                int64_t bits, int64_t cols, int64_t block, int64_t seed) {
   constexpr const char* op = "table_matmul_transposed";
   const StoredTable stored = checked_table(op, code, row_scale, bits, cols);
-  check_activations(op, "g", g, stored.view.rows, "rows of the matrix", "code", code);
-  check_rotation(op, {block, seed}, cols);
-  const DeviceGuard guard(g.get_device_index());
-  return multiply_dense_transposed(g, expand(op, stored, g.scalar_type()), {block, seed});
+  return on_cuda(op, stored).multiply_transposed(g, {block, seed});
 }
 
 }  // namespace

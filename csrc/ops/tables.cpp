@@ -1,17 +1,15 @@
 // table_quantize, table_dequantize, table_matmul and table_matmul_transposed on the CPU: the
 // pyramid-table codes of core/table_codes.h.
+#include "ops/tables.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <tuple>
-#include <vector>
 
-#include "core/signs.h"
-#include "cpu/hadamard.h"
 #include "cpu/table_quantize.h"
 #include "cpu/table_tiles.h"
-#include "ops/matmul.h"
-#include "ops/tables.h"
+#include "ops/whole_code.h"
 
 namespace pvq::ops {
 
@@ -52,11 +50,6 @@ void refuse_table_row(int64_t row) {
 
 namespace {
 
-using torch::stable::parallel_for;
-
-// Rows for a thread at once: some ten thousand weights at least.
-int64_t row_grain(int64_t cols) { return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, cols)); }
-
 std::tuple<Tensor, Tensor> table_quantize_cpu(const Tensor& w, int64_t bits) {
   check_table_weights("table_quantize", w, bits);
   const int64_t rows = w.size(0), cols = w.size(1);
@@ -68,7 +61,7 @@ std::tuple<Tensor, Tensor> table_quantize_cpu(const Tensor& w, int64_t bits) {
   uint8_t* out = code.mutable_data_ptr<uint8_t>();
   auto* scale = static_cast<uint16_t*>(row_scale.mutable_data_ptr());
   std::atomic<int64_t> refused = -1;
-  parallel_for(0, rows, row_grain(cols), [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, rows, row_grain(cols), [&](int64_t begin, int64_t end) {
     TableQuantizer quantize_row(int(bits), cols);
     for (int64_t r = begin; r < end; ++r) {
       const float* row = in + r * cols;
@@ -85,44 +78,22 @@ std::tuple<Tensor, Tensor> table_quantize_cpu(const Tensor& w, int64_t bits) {
 Tensor table_dequantize_cpu(const Tensor& code, const Tensor& row_scale, int64_t bits, int64_t cols,
                             ScalarType dtype, int64_t block, int64_t seed) {
   constexpr const char* op = "table_dequantize";
-  check_weight_dtype(op, dtype);
   const StoredTable stored = checked_table(op, code, row_scale, bits, cols);
-  check_rotation(op, {block, seed}, cols);
-  const int64_t rows = stored.view.rows;
-  Tensor w = torch::stable::new_empty(code, {rows, cols}, ScalarType::Float);
-  float* out = w.mutable_data_ptr<float>();
-  std::vector<uint64_t> signs(block ? sign_word_count(cols) : 0);
-  if (block) fill_sign_words(static_cast<uint64_t>(seed), cols, signs.data());
-  parallel_for(0, rows, row_grain(cols), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      float* row = out + r * cols;
-      dequantize_table(stored.view, r, 0, cols, row);
-      if (block)
-        hadamard_blocks(row, row, cols, static_cast<int>(block), signs.data(), /*inverse=*/true, 0,
-                        cols / block);
-    }
-  });
-  return as_dtype(w, dtype);
+  return dequantize_whole(op, stored, dtype, {block, seed}, dequantize_table);
 }
 
 Tensor table_matmul_cpu(const Tensor& x, const Tensor& code, const Tensor& row_scale, int64_t bits,
                         int64_t block, int64_t seed) {
   constexpr const char* op = "table_matmul";
-  PVQ_CHECK(x.dim() >= 1, "pvq::table_matmul: x has no dimensions, expected [..., in_features]");
-  const int64_t cols = x.size(x.dim() - 1);
-  const StoredTable stored = checked_table(op, code, row_scale, bits, cols);
-  check_activations(op, "x", x, cols, "in_features", "code", code);
-  check_rotation(op, {block, seed}, cols);
-  return multiply_rotated(x, TableTiles(stored.view, /*transposed=*/false), {block, seed}).out;
+  const StoredTable stored = checked_table(op, code, row_scale, bits, columns_of(op, x));
+  return multiply_whole<TableTiles>(op, x, stored, {block, seed});
 }
 
 Tensor table_matmul_transposed_cpu(const Tensor& g, const Tensor& code, const Tensor& row_scale,
                                    int64_t bits, int64_t cols, int64_t block, int64_t seed) {
   constexpr const char* op = "table_matmul_transposed";
   const StoredTable stored = checked_table(op, code, row_scale, bits, cols);
-  check_activations(op, "g", g, stored.view.rows, "rows of the matrix", "code", code);
-  check_rotation(op, {block, seed}, cols);
-  return multiply_unrotated(g, TableTiles(stored.view, /*transposed=*/true), {block, seed}).out;
+  return multiply_whole_transposed<TableTiles>(op, g, stored, {block, seed});
 }
 
 }  // namespace

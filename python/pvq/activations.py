@@ -3,24 +3,29 @@
 With ``"pyramid4"``, say, activations are rotated as the weights are and cut into groups; each
 becomes amplitude * y, an integer vector y with sum |y_i| = pulses and a bfloat16 amplitude, so that
 a value takes 4 bits at most, were it stored: ``(index_bits + 16) / dim``. Products with planes on
-the CPU multiply the integers; others take what the points stand for.
+the CPU, and with table and overlapping codes on the GPU, multiply the integers; others take what
+the points stand for.
 """
 
 import functools
 import re
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from pvq import _core
-from pvq.codes import ACTIVATIONS
+from pvq.codes import ACTIVATIONS, MultipliesPoints, RunTimeForm, Stored
 from pvq.codes.pyramid import MAX_PULSES, most_pulses
 
 # As many columns as a scale has in the GPU's products, or fewer.
 DIMS = (128, 64, 32, 16, 8)
 MIN_BITS, MAX_BITS = 2.0, 8.0
 AMPLITUDE_BITS = 16
+
+# What products may do to decoded points: the GPU's integers of 15 bits keep all that they have.
+DECODED = "int8x2"
 
 _PYRAMID = re.compile(r"pyramid(\d+(?:\.\d+)?)")
 
@@ -49,10 +54,50 @@ class ActivationCode:
             The integers int16 [..., cols] and the amplitudes bfloat16 [..., cols / dim].
 
         Raises:
-            RuntimeError: if ``x`` holds NaN or infinity (on the CPU).
+            RuntimeError: if ``x`` holds NaN or infinity, on the CPU. Refusing them would wait for
+                a GPU: there, their groups become zeros.
         """
         point, amplitude = torch.ops.pvq.activation_points(x, self.dim, self.pulses)
         return point, amplitude
+
+
+def rotated(x: Tensor, block: int, seed: int) -> Tensor:
+    """``x`` [..., cols] in float32, rotated unless ``block`` is 0."""
+    wide = x.float()
+    return torch.ops.pvq.hadamard(wide, block, seed) if block else wide
+
+
+def takes_points(form: RunTimeForm, points: ActivationCode, x: Tensor) -> bool:
+    """Whether the product of ``form`` with ``x`` multiplies the integers of its points."""
+    return isinstance(form, MultipliesPoints) and form.takes_points(points.dim, x.dtype)
+
+
+def multiply(
+    form: RunTimeForm,
+    x: Tensor,
+    held: Stored,
+    rows: int,
+    block: int,
+    seed: int,
+    activations: str | ActivationCode,
+) -> Tensor:
+    """The product of ``x`` [..., cols], rotated unless ``block`` is 0, with every row.
+
+    ``activations`` is one of :data:`pvq.codes.ACTIVATIONS`, or the points that the rotated ``x`` is
+    rounded to. Then the product has no gradient.
+    """
+    if isinstance(activations, str):
+        return form.matmul(x, held, rows, block, seed, activations)
+    rounded = activations.round(rotated(x, block, seed))
+    if takes_points(form, activations, x):
+        integer_form = cast(MultipliesPoints, form)
+        return integer_form.matmul_points(*rounded, activations.pulses, held, rows, x.dtype)
+    return multiply_values(form, decoded(*rounded).to(x.dtype), held, rows)
+
+
+def multiply_values(form: RunTimeForm, values: Tensor, held: Stored, rows: int) -> Tensor:
+    """The product of what points stand for, [..., cols], with every row."""
+    return form.matmul(values, held, rows, 0, 0, DECODED)
 
 
 def decoded(point: Tensor, amplitude: Tensor) -> Tensor:

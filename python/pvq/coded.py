@@ -7,17 +7,23 @@ tensors for it, so that memory holds one form, and a state dict gets them back b
 """
 
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from pvq.activations import ActivationCode, activation_code, decoded
+from pvq.activations import (
+    ActivationCode,
+    activation_code,
+    decoded,
+    multiply,
+    multiply_values,
+    rotated,
+)
 from pvq.arguments import check_choice
 from pvq.buffers import register_codes, without_casts
 from pvq.codes import (
     ACTIVATIONS,
-    MultipliesPoints,
     RunTimeForm,
     Stored,
     empty_stored,
@@ -107,14 +113,17 @@ class CodedModule(nn.Module):
                 scales below about 1e-30); :attr:`layout` tells.
             activations: what products do to theirs. ``"pyramid4"``, or another number of bits
                 from 2 to 8, rounds them to points of a pyramid, in every product
-                (:mod:`pvq.activations`); for gradients the rounding is the identity. All others
-                say what the GPU's product with table codes may do to float16 and bfloat16 ones.
-                ``"int8"``, the default, lets it round them to 8 bits (one scale a token and
-                128 columns), which is the fastest and costs less than 1 % of relative error.
-                ``"int8x2"`` rounds them to 15 bits, in two passes: 0.1 %. ``"float"`` never rounds:
-                the codes are expanded for every product, which then takes longer than that of a
-                dense layer; these three round nothing on the CPU, in float32, or with pyramid
-                codes. ``None`` leaves the choice as it is.
+                (:mod:`pvq.activations`); for gradients the rounding is the identity. Products from
+                planes, and float16 and bfloat16 ones from the fragments of table and overlapping
+                codes, multiply the integers; others what they stand for. NaN and infinity are
+                refused on the CPU; on the GPU they count as zero, with all of their group.
+                All other choices say what the GPU's products with table and overlapping codes may
+                do to float16 and bfloat16 activations. ``"int8"``, the default, lets them round to
+                8 bits (one scale a token and 128 columns), which is the fastest and costs less than
+                1 % of relative error. ``"int8x2"`` rounds to 15 bits, in two passes: 0.1 %.
+                ``"float"`` never rounds: the codes are expanded for every product, which then takes
+                longer than that of a dense layer; these three round nothing on the CPU, in float32,
+                or with pyramid codes. ``None`` leaves the choice as it is.
 
         Returns:
             The module itself.
@@ -146,34 +155,27 @@ class CodedModule(nn.Module):
         rows, cols = self._shape
         if x.ndim == 0 or x.shape[-1] != cols:
             raise ValueError(f"x has shape {list(x.shape)}, expected [..., {cols}]")
-        if self._points is not None:
-            return self._product_of_points(x, self._points)
+        wants_gradient = x.requires_grad and torch.is_grad_enabled()
+        if self._points is not None and (self._form is None or wants_gradient):
+            return self._product_of_values(x, self._points)
         rotation = (self.config.hadamard_block, self.config.seed)
         if self._form is None:
             return self.config.code.matmul(x, self._held(), *rotation)
-        return self._form.matmul(x, self._held(), rows, *rotation, self.activations)
+        activations = self._points or self.activations
+        if isinstance(self._form, JoinedForm):
+            return self._form.matmul(x, self._held(), rows, *rotation, activations)
+        return multiply(self._form, x, self._held(), rows, *rotation, activations)
 
-    def _product_of_points(self, x: torch.Tensor, points: ActivationCode) -> torch.Tensor:
-        """The product with what ``x`` [..., cols] is rounded to."""
-        rotated = x.float()
-        if self.config.hadamard_block:
-            block, seed = self.config.hadamard_block, self.config.seed
-            rotated = torch.ops.pvq.hadamard(rotated, block, seed)
-        rounded = points.round(rotated.detach())
-        form = self._form.form if isinstance(self._form, JoinedForm) else self._form
-        wants_gradient = rotated.requires_grad and torch.is_grad_enabled()
-        takes_points = isinstance(form, MultipliesPoints) and form.takes_points(points.dim)
-        if takes_points and not wants_gradient:
-            integer_form = cast(MultipliesPoints, form)
-            return integer_form.matmul_points(*rounded, self._held(), self._shape[0], x.dtype)
-        values = decoded(*rounded)
-        if wants_gradient:
-            values = rotated + (values - rotated).detach()
+    def _product_of_values(self, x: torch.Tensor, points: ActivationCode) -> torch.Tensor:
+        """The product with what ``x`` [..., cols] is rounded to; its gradient is that of ``x``."""
+        exact = rotated(x, self.config.hadamard_block, self.config.seed)
+        values = decoded(*points.round(exact.detach()))
+        if exact.requires_grad:
+            values = exact + (values - exact).detach()
         values = values.to(x.dtype)
-        if form is None:
+        if self._form is None:
             return self.config.code.matmul(values, self._held())
-        # The GPU's integers of 15 bits keep all that a point has.
-        return form.matmul(values, self._held(), self._shape[0], 0, 0, "int8x2")
+        return multiply_values(self._form, values, self._held(), self._shape[0])
 
     def describe(self) -> str:
         """Code, layout and sizes, for ``print(model)``."""

@@ -6,6 +6,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <barrier>
 #include <cmath>
 #include <cstdint>
@@ -198,6 +199,11 @@ template <class T>
 T __shfl_xor_sync(unsigned, T value, int distance) {
   return __shfl_sync(~0u, value, emulation::self.lane() ^ distance);
 }
+inline int __reduce_max_sync(unsigned, int value) {
+  return emulation::among_lanes(value,
+                                [](const int* all) { return *std::max_element(all, all + 32); });
+}
+inline bool __any_sync(unsigned, bool condition) { return __reduce_max_sync(~0u, condition) != 0; }
 inline void __syncthreads() { emulation::self.block->meeting.arrive_and_wait(); }
 inline void __syncwarp() { emulation::self.warp().meeting.arrive_and_wait(); }
 inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
@@ -229,6 +235,12 @@ inline uint32_t __float_as_uint(float v) {
   return bits;
 }
 inline float __int_as_float(int bits) { return __uint_as_float(uint32_t(bits)); }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fsqrt_rn(float a) { return std::sqrt(a); }
+inline double __dmul_rn(double a, double b) { return a * b; }
+inline double __ddiv_rn(double a, double b) { return a / b; }
+inline double __dsqrt_rn(double a) { return std::sqrt(a); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }

@@ -3,13 +3,18 @@
 //   products table ROWS COLS TOKENS BITS BLOCK SEED RESIDUAL PROCESSORS < operands > y
 //   products lapped ROWS COLS TOKENS STEP_BITS BLOCK SEED RESIDUAL PROCESSORS < operands > y
 //   products plane ROWS COLS TOKENS BITS BLOCK SEED GROUP PROCESSORS < operands > y
+//   products points COUNT DIM PULSES TYPE < x > y, amplitude, amplitude * y
+//   products table_points ROWS COLS TOKENS BITS DIM LARGEST PROCESSORS < operands > y
+//   products lapped_points ROWS COLS TOKENS STEP_BITS DIM LARGEST PROCESSORS < operands > y
 //   products overlap ROWS COLS STEP_BITS WINDOW_BITS LAG < codes > w
 //
-// operands: fragments, row_scale [ROWS] bfloat16, x [TOKENS, COLS] float16; y [TOKENS, ROWS]
-// float16. codes: of the stored form, row_scale, the table; w [ROWS, COLS] float32.
+// operands: fragments, row_scale [ROWS] bfloat16, x [TOKENS, COLS] float16, or the points' integers
+// and amplitudes; y [TOKENS, ROWS] float16. TYPE: of x [COUNT, DIM], a RealType. codes: of the
+// stored form, row_scale, the table; w [ROWS, COLS] float32.
 #include <cstdio>
 #include <string>
 
+#include "cuda/activation_points.h"
 #include "cuda/overlap_dequantize.h"
 #include "cuda/plane_matmul.h"
 #include "cuda/product_task.h"
@@ -22,6 +27,8 @@ using emulation::Memory;
 namespace {
 
 pvq::DeviceLimits limits{0, 227 * 1024, 9};
+
+void write(const Memory& m) { std::fwrite(m.at, 1, m.size, stdout); }
 
 }  // namespace
 
@@ -41,12 +48,57 @@ int expand_overlap(char** argv) {
   code.row_scale = reinterpret_cast<const uint16_t*>(row_scale.at);
   code.table = reinterpret_cast<const int8_t*>(table.at);
   const int error = pvq::overlap_dequantize_cuda(code, pvq::RealType::kFloat32, w.at, nullptr);
-  std::fwrite(w.at, 1, w.size, stdout);
+  write(w);
+  return error;
+}
+
+int round_points(char** argv) {
+  pvq::PointsTask task{};
+  task.count = std::atoi(argv[2]), task.dim = std::atoi(argv[3]), task.pulses = std::atoi(argv[4]);
+  task.type = pvq::RealType(std::atoi(argv[5]));
+  const int64_t size = task.count * task.dim;
+  const Memory x = Memory::read(size * (task.type == pvq::RealType::kFloat32 ? 4 : 2));
+  const Memory y(size * 2), amplitude(task.count * 2), decoded(int64_t(x.size));
+  task.x = x.at;
+  task.y = reinterpret_cast<int16_t*>(y.at);
+  task.amplitude = reinterpret_cast<uint16_t*>(amplitude.at);
+  if (const int error = pvq::activation_points_cuda(task, nullptr)) return error;
+  const pvq::PointsOperand points = {task.y, task.amplitude, task.dim, task.pulses};
+  const int error = pvq::decode_points_cuda(points, task.count, task.type, decoded.at, nullptr);
+  write(y), write(amplitude), write(decoded);
+  return error;
+}
+
+int multiply_points(char** argv) {
+  pvq::TableProduct task{};
+  task.rows = std::atoi(argv[2]), task.cols = std::atoi(argv[3]), task.tokens = std::atoi(argv[4]);
+  const int bits = std::atoi(argv[5]);
+  task.format = std::string(argv[1]) == "lapped_points" ? pvq::TableFormat::overlapping(bits)
+                                                        : pvq::TableFormat::table(bits);
+  task.points.dim = std::atoi(argv[6]), task.points.largest = std::atoi(argv[7]);
+  limits.multiprocessors = std::atoi(argv[8]);
+  const Memory fragments = Memory::read(task.format.fragment_bytes(task.rows, task.cols));
+  const Memory row_scale = Memory::read(task.rows * 2);
+  const Memory point = Memory::read(task.tokens * task.cols * 2);
+  const Memory amplitude = Memory::read(task.tokens * (task.cols / task.points.dim) * 2);
+  const Memory y(task.tokens * task.rows * 2);
+  task.fragments = fragments.at;
+  task.row_scale = reinterpret_cast<const uint16_t*>(row_scale.at);
+  task.points.y = reinterpret_cast<const int16_t*>(point.at);
+  task.points.amplitude = reinterpret_cast<const uint16_t*>(amplitude.at);
+  task.type = pvq::RealType::kFloat16;
+  task.y = y.at;
+  const Memory workspace(pvq::table_product_workspace(task));
+  task.workspace = workspace.at;
+  const int error = pvq::table_product_cuda(task, nullptr);
+  write(y);
   return error;
 }
 
 int main(int, char** argv) {
   if (std::string(argv[1]) == "overlap") return expand_overlap(argv);
+  if (std::string(argv[1]) == "points") return round_points(argv);
+  if (std::string(argv[1]).ends_with("_points")) return multiply_points(argv);
   const bool plane = std::string(argv[1]) == "plane";
   const int64_t rows = std::atoi(argv[2]), cols = std::atoi(argv[3]);
   const int tokens = std::atoi(argv[4]), bits = std::atoi(argv[5]), block = std::atoi(argv[6]);
@@ -82,6 +134,6 @@ int main(int, char** argv) {
     task.format = format, task.residual = option != 0;
     error = run(task, pvq::table_product_workspace, pvq::table_product_cuda);
   }
-  std::fwrite(y.at, 1, y.size, stdout);
+  write(y);
   return error;
 }

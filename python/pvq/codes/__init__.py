@@ -19,6 +19,9 @@ ACTIVATIONS = ("int8", "int8x2", "float")
 KERNEL_DTYPES = (torch.float16, torch.bfloat16)
 """Of the activations that the GPU's kernels multiply with fragments."""
 
+CHUNK_COLUMNS = 128
+"""That the GPU's kernels multiply at a time: fragments have whole chunks."""
+
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape and dtype of each tensor of a stored form."""
 
@@ -87,20 +90,29 @@ class GivesRows(Protocol):
 class MultipliesPoints(Protocol):
     """A run-time form whose product takes activations as integer points, :mod:`pvq.activations`."""
 
-    def takes_points(self, dim: int) -> bool:
-        """Whether it does so in groups of ``dim`` columns."""
+    def takes_points(self, dim: int, dtype: torch.dtype) -> bool:
+        """Whether it does so in groups of ``dim`` columns, for a product in ``dtype``."""
         ...
 
     def matmul_points(
         self,
         point: torch.Tensor,
         amplitude: torch.Tensor,
+        pulses: int,
         held: Stored,
         rows: int,
         dtype: torch.dtype,
     ) -> torch.Tensor:
-        """The product of amplitude * point [..., cols], rotated already, with every row."""
+        """The product of amplitude * point [..., cols], rotated already, with every row.
+
+        ``pulses`` is the sum of the magnitudes of a group's integers.
+        """
         ...
+
+
+def tables_take_points(dim: int, dtype: torch.dtype) -> bool:
+    """Whether the GPU's products with tables take points in groups of ``dim`` columns."""
+    return CHUNK_COLUMNS % dim == 0 and dim % 4 == 0 and dtype in KERNEL_DTYPES
 
 
 class Rounder(Protocol):

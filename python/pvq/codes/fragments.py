@@ -3,6 +3,10 @@
 The integers of the points, in planes of 4, 6 or 8 bits, and one float16 scale for 8 or 16 of them,
 lie in the order in which the lanes of a warp feed the tensor cores (csrc/cuda/plane_matmul.h). They
 replace the index, which can be made from them again, bit for bit; gains and row scales stay.
+
+The product takes activations as float16 values, points (:mod:`pvq.activations`) decoded to them:
+integer sums would have to be folded with a scale of the weights every 8 or 16 columns, less than
+one step of the int8 tensor cores, where the codes of tables have a scale for a whole row.
 """
 
 from dataclasses import dataclass
@@ -11,12 +15,11 @@ from typing import ClassVar
 import torch
 
 from pvq import _core
-from pvq.codes import KERNEL_DTYPES, Stored
+from pvq.codes import CHUNK_COLUMNS, KERNEL_DTYPES, Stored
 from pvq.codes.bits import unpack
 from pvq.ops.code import packed_bytes
 
 TILE_ROWS = 16
-CHUNK_COLS = 128
 _WIDTHS = (4, 6, 8)
 # Weights that are rearranged at one time.
 _SLAB_WEIGHTS = 1 << 25
@@ -24,7 +27,7 @@ _SLAB_WEIGHTS = 1 << 25
 
 def fits_fragments(dim: int, cols: int) -> bool:
     """Whether matrices of ``cols`` columns in groups of ``dim`` have fragments."""
-    return dim % 8 == 0 and cols % CHUNK_COLS == 0
+    return dim % 8 == 0 and cols % CHUNK_COLUMNS == 0
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ def _slabs(rows: int, cols: int) -> list[slice]:
 def pack_planes(y: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
     """Fragments uint8 [bytes] of ``y`` int8 [rows, cols] and ``scale`` float16 [rows, groups]."""
     rows, cols = y.shape
-    tiles, chunks = -(-rows // TILE_ROWS), cols // CHUNK_COLS
+    tiles, chunks = -(-rows // TILE_ROWS), cols // CHUNK_COLUMNS
     biased = torch.full((tiles * TILE_ROWS, cols), 1 << (bits - 1), dtype=torch.uint8).to(y.device)
     biased[:rows] = (y.to(torch.int16) + (1 << (bits - 1))).to(torch.uint8)
     # tile, u, g, chunk, b, t, q, i: plane_matmul.h names them.
@@ -188,9 +191,11 @@ def pack_planes(y: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor
 
 def unpack_planes(tiles: torch.Tensor, cols: int) -> torch.Tensor:
     """The integers int8 [16 * tiles, cols] of fragments uint8 [tiles, bytes]."""
-    chunks = cols // CHUNK_COLS
+    chunks = cols // CHUNK_COLUMNS
     packed = tiles.reshape(len(tiles), chunks, -1)
-    bits = next(b for b in _WIDTHS if packed.shape[-1] < TILE_ROWS * CHUNK_COLS * (b + 2) // 8 + 1)
+    bits = next(
+        b for b in _WIDTHS if packed.shape[-1] < TILE_ROWS * CHUNK_COLUMNS * (b + 2) // 8 + 1
+    )
     if bits == 8:
         v = packed[..., :2048].reshape(-1, chunks, 2, 2, 8, 4, 4, 4).permute(0, 3, 4, 1, 2, 5, 6, 7)
     else:

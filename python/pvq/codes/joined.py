@@ -16,6 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from pvq import _core
+from pvq.activations import DECODED, ActivationCode, multiply, takes_points
 from pvq.codes import RunTimeForm, Stored
 
 TILE_ROWS = 16
@@ -112,9 +113,9 @@ class JoinedProduct:
     block: int
     seed: int
 
-    def __call__(self, x: torch.Tensor, activations: str) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, activations: str | ActivationCode) -> torch.Tensor:
         """The product of ``x`` with every row, those between members included."""
-        return self.form.matmul(x, self.held, self.rows, self.block, self.seed, activations)
+        return multiply(self.form, x, self.held, self.rows, self.block, self.seed, activations)
 
 
 @dataclass(frozen=True)
@@ -156,16 +157,26 @@ class JoinedForm:
         return self.form.to_stored(held, shape)
 
     def matmul(
-        self, x: torch.Tensor, held: Stored, rows: int, block: int, seed: int, activations: str
+        self,
+        x: torch.Tensor,
+        held: Stored,
+        rows: int,
+        block: int,
+        seed: int,
+        activations: str | ActivationCode,
     ) -> torch.Tensor:
-        """The product of ``x`` with every row of this member."""
+        """:func:`pvq.activations.multiply` of ``x`` with every row of this member."""
         if not torch.compiler.is_compiling() and self._shares(x, held, activations):
             y = self.shared.output(self.member, x, activations)
             if y is not None:
                 return y
-        return self.form.matmul(x, held, rows, block, seed, activations)
+        return multiply(self.form, x, held, rows, block, seed, activations)
 
-    def _shares(self, x: torch.Tensor, held: Stored, activations: str) -> bool:
+    def _shares(self, x: torch.Tensor, held: Stored, activations: str | ActivationCode) -> bool:
         (name,) = self.form.tensors
         there = held[name].untyped_storage().data_ptr() == self.memory.untyped_storage().data_ptr()
-        return there and isinstance(self.form, Joinable) and self.form.fuses(x, activations)
+        if not there or not isinstance(self.form, Joinable):
+            return False
+        if isinstance(activations, str):
+            return self.form.fuses(x, activations)
+        return takes_points(self.form, activations, x) or self.form.fuses(x, DECODED)

@@ -10,10 +10,9 @@ from typing import ClassVar
 
 import torch
 
-from pvq.codes import KERNEL_DTYPES, Stored
+from pvq.codes import CHUNK_COLUMNS, KERNEL_DTYPES, Stored, tables_take_points
 from pvq.codes.overlap_trellis import DIM, Trellis
 
-COLUMNS = 128  # that a fragment's chunk has
 _TILE_ROWS = 16
 _LANES = 4  # that share a row
 _BIAS = 128  # of the sum of the two points of a weight
@@ -36,7 +35,7 @@ class OverlapFragments:
 
     def of_stored(self, stored: Stored, shape: tuple[int, int]) -> Stored | None:
         """The fragments of a matrix; ``None`` if its columns are no multiple of 128."""
-        if shape[1] % COLUMNS:
+        if shape[1] % CHUNK_COLUMNS:
             return None
         code = stored["code"]
         table = positive_table(self.trellis.to(code.device).table)
@@ -73,6 +72,29 @@ class OverlapFragments:
         """Whether the product with ``x`` is the kernel's, which rounds activations."""
         return activations != "float" and x.dtype in KERNEL_DTYPES
 
+    def takes_points(self, dim: int, dtype: torch.dtype) -> bool:
+        """Groups that a chunk of columns is made of."""
+        return tables_take_points(dim, dtype)
+
+    def matmul_points(
+        self,
+        point: torch.Tensor,
+        amplitude: torch.Tensor,
+        pulses: int,
+        held: Stored,
+        rows: int,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """The product of amplitude * point [..., cols] with every row, on int8 tensor cores.
+
+        What becomes of the points is as for :class:`pvq.codes.table_fragments.TableFragments`.
+        """
+        fragments, step_bits = held["fragments"], self.trellis.step_bits
+        y: torch.Tensor = torch.ops.pvq.overlap_matmul_points(
+            *(point, amplitude, fragments, held["row_scale"], step_bits, pulses, dtype)
+        )
+        return y
+
     def dequantize_rows(
         self,
         held: Stored,
@@ -99,7 +121,7 @@ class OverlapFragments:
         """The fragments behind the table, uint8 [tiles, chunks, bytes]."""
         chunks = held["fragments"][self.header :]
         tiles = -(-rows // _TILE_ROWS)
-        return chunks.view(tiles, cols // COLUMNS, _TILE_ROWS * 8 * self.trellis.step_bits)
+        return chunks.view(tiles, cols // CHUNK_COLUMNS, _TILE_ROWS * 8 * self.trellis.step_bits)
 
     def _table(self, code: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         numbers = self.trellis.to(code.device)

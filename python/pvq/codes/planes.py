@@ -78,7 +78,7 @@ class Planes:
         y: torch.Tensor = torch.ops.pvq.matmul_planes(x, *tensors, rows, self.dim, block, seed)
         return y
 
-    def takes_points(self, dim: int) -> bool:
+    def takes_points(self, dim: int, dtype: torch.dtype) -> bool:
         """Whole groups of weights in whole words of planes, in each group of activations."""
         return self.dim % 8 == 0 and dim % self.dim == 0
 
@@ -86,6 +86,7 @@ class Planes:
         self,
         point: torch.Tensor,
         amplitude: torch.Tensor,
+        pulses: int,
         held: Stored,
         rows: int,
         dtype: torch.dtype,

@@ -12,9 +12,7 @@ from typing import ClassVar
 import torch
 
 from pvq import _core
-from pvq.codes import KERNEL_DTYPES, Stored
-
-COLUMNS = 128  # that a fragment's chunk has
+from pvq.codes import CHUNK_COLUMNS, KERNEL_DTYPES, Stored, tables_take_points
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class TableFragments:
 
     def of_stored(self, stored: Stored, shape: tuple[int, int]) -> Stored | None:
         """The fragments of a matrix; ``None`` if its columns are no multiple of 128."""
-        if shape[1] % COLUMNS:
+        if shape[1] % CHUNK_COLUMNS:
             return None
         table = _table(self.bits)
         return {"fragments": torch.ops.pvq.table_fragments(stored["code"], table, self.bits)}
@@ -61,6 +59,29 @@ class TableFragments:
     def fuses(self, x: torch.Tensor, activations: str) -> bool:
         """Whether the product with ``x`` is the kernel's, which rounds activations."""
         return activations != "float" and x.dtype in KERNEL_DTYPES
+
+    def takes_points(self, dim: int, dtype: torch.dtype) -> bool:
+        """Groups that a chunk of columns is made of."""
+        return tables_take_points(dim, dtype)
+
+    def matmul_points(
+        self,
+        point: torch.Tensor,
+        amplitude: torch.Tensor,
+        pulses: int,
+        held: Stored,
+        rows: int,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """The product of amplitude * point [..., cols] with every row, on int8 tensor cores.
+
+        Points of 128 columns are multiplied as they are where few tokens are multiplied together;
+        all others as 15-bit integers of 128 or 256 columns (csrc/cuda/table_points.h).
+        """
+        y: torch.Tensor = torch.ops.pvq.table_matmul_points(
+            *(point, amplitude, held["fragments"], held["row_scale"], self.bits, pulses, dtype)
+        )
+        return y
 
     def dequantize_rows(
         self,
