@@ -34,6 +34,25 @@ __device__ __forceinline__ uint32_t look_up_word(uint32_t address) {
   return r;
 }
 
+template <int kOffset>
+__device__ __forceinline__ uint2 look_up_pair(uint32_t address) {
+  uint2 r;
+  asm("ld.shared.v2.u32 {%0, %1}, [%2 + %3];" : "=r"(r.x), "=r"(r.y) : "r"(address), "n"(kOffset));
+  return r;
+}
+
+__device__ __forceinline__ uint32_t load_shared_byte(uint32_t address) {
+  uint32_t r;
+  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(r) : "r"(address));
+  return r;
+}
+
+__device__ __forceinline__ uint32_t load_shared_half(uint32_t address) {
+  uint16_t r;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(r) : "r"(address));
+  return r;
+}
+
 __device__ __forceinline__ uint32_t load_shared_word(uint32_t address) {
   uint32_t r;
   asm volatile("ld.shared.u32 %0, [%1];" : "=r"(r) : "r"(address));

@@ -23,6 +23,7 @@
 //   tile(columns)               of an instance
 //   prepare(weights, table, threads)       fills the table, if tiles have one
 //   Tile      a chunk in registers: load(from_shared, lane); done() behind wgmma_wait()
+//             kChunkBytes 0: the task has them, and prepare and load get it before all else
 //   Sum       float or int, and sum_of(Sum) the float that it means
 //   multiply(tile, sections, section_bytes, add, sums)   starts the products of a chunk
 #pragma once
@@ -64,6 +65,14 @@ struct WideShape {
     return reinterpret_cast<float4*>(shared + (address - kFirstAddress));
   }
 };
+
+template <class Operand>
+__device__ __forceinline__ int chunk_bytes_of(const ProductTask& task) {
+  if constexpr (Operand::kChunkBytes > 0)
+    return Operand::kChunkBytes;
+  else
+    return task.chunk_bytes;
+}
 
 // Where a group's rows and activations begin.
 struct GroupPlace {
@@ -118,8 +127,8 @@ struct WideStream {
   __device__ __forceinline__ void find_codes() {
     const int first = GroupPlace(group, plan, kColumns).tile, last = (task.rows - 1) / kTileRows;
     const int tile = min(first + 4 * lane + warp, last);  // tiles beyond the last are not written
-    row_codes =
-        task.weights + Operand::kHeaderBytes + int64_t(tile) * task.chunks * Operand::kChunkBytes;
+    row_codes = task.weights + Operand::kHeaderBytes +
+                int64_t(tile) * task.chunks * chunk_bytes_of<Operand>(task);
   }
   __device__ __forceinline__ void next() {
     --left;
@@ -136,18 +145,18 @@ struct WideStream {
   __device__ __forceinline__ void announce() const {
     if (lane != kPayer) return;
     const int count = chunks();
-    int bytes = plan.row_parts * count * Operand::kChunkBytes;
+    int bytes = plan.row_parts * count * chunk_bytes_of<Operand>(task);
     if (warp == 0) bytes += Shape::tile().value_bytes(count);
     if (warp == 1) bytes += Shape::tile().scale_bytes(count);
     barrier_arrive_expecting(Shape::full_barrier(slot), bytes);
   }
   __device__ __forceinline__ void copy_codes() const {
     if (lane >= plan.row_parts) return;
-    const int step_bytes = plan.step_chunks() * Operand::kChunkBytes;
+    const int step_bytes = plan.step_chunks() * chunk_bytes_of<Operand>(task);
     copy_bulk(Shape::kRing + slot * plan.stage_bytes +
                   Shape::tile().value_bytes(plan.step_chunks()) +
                   Shape::tile().scale_bytes(plan.step_chunks()) + (4 * lane + warp) * step_bytes,
-              row_codes + int64_t(step) * step_bytes, chunks() * Operand::kChunkBytes,
+              row_codes + int64_t(step) * step_bytes, chunks() * chunk_bytes_of<Operand>(task),
               Shape::full_barrier(slot));
   }
   __device__ __forceinline__ void copy_activations() const {
@@ -223,6 +232,8 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
   __syncthreads();                    // the barriers stand
   const int in_group = thread % 128;  // of the warpgroup
   const int part_row = warp / 4 % plan.row_parts, depth = warp / 4 / plan.row_parts;
+  if constexpr (Shape::tile().own_bytes > 0)
+    Operand::prepare(task, shared + (kTableAddress - kFirstAddress), Shape::kMultiplyingThreads);
   if constexpr (Shape::tile().table)
     Operand::prepare(task.weights, shared + (kTableAddress - kFirstAddress),
                      Shape::kMultiplyingThreads);
@@ -243,7 +254,7 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
   const uint32_t first_codes =
       Shape::kRing + Shape::tile().value_bytes(step_chunks) +
       Shape::tile().scale_bytes(step_chunks) +
-      ((part_row * 4 + warp % 4) * step_chunks + my_chunk) * Operand::kChunkBytes;
+      ((part_row * 4 + warp % 4) * step_chunks + my_chunk) * chunk_bytes_of<Operand>(task);
   float out[kItems][4] = {};
   float offset = 0;  // of column in_group
   int slot = 0, phase = 0, group = first_group, step = first_step;
@@ -262,13 +273,17 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
     const uint32_t stage = slot * plan.stage_bytes;
     const int mine = min(plan.run, task.chunks - step * step_chunks - my_chunk);
     if (mine > 0) {
-      typename Operand::Tile tile[2];
+      constexpr int kMostRun = Shape::tile().most_run;
+      typename Operand::Tile tile[kMostRun];
       typename Operand::Sum sums[4 * kItems];
       const uint32_t scales = first_scales + stage;
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
+      for (int c = 0; c < kMostRun; ++c) {
         if (c >= mine) break;
-        tile[c].load(first_codes + stage + c * Operand::kChunkBytes, lane);
+        if constexpr (Operand::kChunkBytes > 0)
+          tile[c].load(first_codes + stage + c * Operand::kChunkBytes, lane);
+        else
+          tile[c].load(task, first_codes + stage + c * task.chunk_bytes, lane);
         wgmma_fence();
         Operand::multiply(tile[c],
                           first_values + stage + c * (Shape::kSections * Shape::kSectionRows),
@@ -279,8 +294,9 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
               load_shared_word(scales + c * kChunkScales + (kColumns + in_group) * 4));
       }
       wgmma_wait();
-      tile[0].done();
-      if (mine > 1) tile[1].done();
+#pragma unroll
+      for (int c = 0; c < kMostRun; ++c)
+        if (c < mine) tile[c].done();
 #pragma unroll
       for (int n = 0; n < kItems; ++n) {
         const uint2 s = load_shared_pair(scales + (8 * n + lane % 4 * 2) * 4);
@@ -368,8 +384,10 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
 template <class Operand, int kColumns>
 int launch_wide(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
   using Shape = WideShape<Operand, kColumns>;
+  WideTile tile = Shape::tile();
+  if (Operand::kChunkBytes == 0) tile.chunk_bytes = task.chunk_bytes;
   const WidePlan plan =
-      WidePlan::of(Shape::tile(), task.rows, task.chunks, task.quantized.rows, multiprocessors);
+      WidePlan::of(tile, task.rows, task.chunks, task.quantized.rows, multiprocessors);
   const auto kernel = wide_kernel<Operand, kColumns>;
   return launch_overlapped(kernel, dim3(unsigned(plan.split.blocks)), Shape::kThreads, kSharedBytes,
                            stream, task, plan);

@@ -29,7 +29,7 @@ inline void check_fragment_operands(const char* op, const Tensor& x, const Tenso
   check_fragments(op, fragments, row_scale);
 }
 
-// rotate(x) W^T. `task` (TableProduct or PlaneProduct) has what only its code knows;
+// rotate(x) W^T. `task` (TableProduct, PlaneProduct or IndexProduct) has what only its code knows;
 // workspace_bytes and product are its functions, expand() gives W where the device or the call has
 // no kernel.
 template <class Task, class Expand>

@@ -39,6 +39,12 @@ template <int kOffset>
 uint32_t look_up_word(uint32_t address) {
   return load_shared<uint32_t>(address + kOffset);
 }
+template <int kOffset>
+uint2 look_up_pair(uint32_t address) {
+  return load_shared<uint2>(address + kOffset);
+}
+inline uint32_t load_shared_byte(uint32_t address) { return load_shared<uint8_t>(address); }
+inline uint32_t load_shared_half(uint32_t address) { return load_shared<uint16_t>(address); }
 inline uint32_t load_shared_word(uint32_t address) { return load_shared<uint32_t>(address); }
 inline uint2 load_shared_pair(uint32_t address) { return load_shared<uint2>(address); }
 inline uint4 load_shared_vector(uint32_t address) { return load_shared<uint4>(address); }
