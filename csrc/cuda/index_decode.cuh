@@ -37,13 +37,17 @@ struct GlobalBytes {
   __device__ __forceinline__ uint32_t byte() const { return as<uint8_t>(); }
 };
 
-// The numbers of a lane's groups in a set, 64 bits each.
+// The numbers of a lane's groups in a set, 64 bits each. kBits: those of a group, 0 if the form
+// says.
+template <int kBits>
 struct IndexSet {
   uint32_t low[4], high[4];
 
+  static __device__ __forceinline__ int bytes(const IndexForm& form) { return 16 * bits(form); }
+
   template <class Bytes>
   __device__ __forceinline__ void load(const IndexForm& form, Bytes from, int lane) {
-    const int bits = form.bits;
+    const int bits = IndexSet::bits(form);
     uint32_t rest[4] = {};
     uint4 words{};
     if (bits & 32) {
@@ -92,6 +96,11 @@ struct IndexSet {
       high[i] = wide ? rest[i] : 0;
     }
   }
+
+ private:
+  static __device__ __forceinline__ int bits(const IndexForm& form) {
+    return kBits ? kBits : form.bits;
+  }
 };
 
 // A group: its leaves, four integers biased by 128 each, before the signs (leaf i's in bit i), and
@@ -99,14 +108,14 @@ struct IndexSet {
 template <int kDim>
 struct IndexGroup {
   static constexpr int kLeaves = kDim / 4;
-  uint32_t signs, gain;
+  uint32_t signs, level;    // level: where it is among the levels, in bytes
   uint32_t pulses;          // as the tables have them
   uint32_t place[kLeaves];  // of the leaves in shared memory, in words
   uint32_t leaf[kLeaves];
 
   __device__ __forceinline__ void find(const IndexForm& form, uint32_t low, uint32_t high) {
     signs = low & ((1 << kLeaves) - 1);
-    gain = low >> kLeaves & ((1u << form.gain_bits) - 1);
+    level = low >> (kLeaves - 2) & ((4u << form.gain_bits) - 4);
     const int begin = kLeaves + form.gain_bits;  // of the word
     uint32_t quotient;
     if constexpr (kDim == 16) {
@@ -119,14 +128,14 @@ struct IndexGroup {
           within + number * look_up_word<kIndexClasses + kIndexClassBytes>(of_class);
       const uint2 region = look_up_pair<0>(
           look_up_word<kIndexClasses + 2 * kIndexClassBytes>(of_class) + 8 * number);
-      const uint64_t product = uint64_t(units << form.unit_bits | rest) * region.x;
-      quotient = __funnelshift_l(units, 0, form.unit_bits) * region.x + uint32_t(product >> 32);
+      const uint2 product = multiply_wide(units << form.unit_bits | rest, region.x);
+      quotient = __funnelshift_l(units, 0, form.unit_bits) * region.x + product.y;
       pulses = region.y;
       const uint32_t at2 = look_up_word<kIndexPulses>(byte_permute(pulses, 0, 0x4442));
       const uint32_t at3 = look_up_word<kIndexPulses>(pulses >> 24);
-      const uint64_t right = uint64_t(uint32_t(product)) * (at2 & 0xFFFF);
-      place[2] = place_of(at2, uint32_t(right >> 32));
-      place[3] = place_of(at3, __umulhi(uint32_t(right), at3 & 0xFFFF));
+      const uint2 right = multiply_wide(product.x, at2 & 0xFFFF);
+      place[2] = (at2 >> 16) + right.y;
+      place[3] = (at3 >> 16) + multiply_wide(right.x, at3 & 0xFFFF).y;
     } else {
       const uint32_t word = __funnelshift_rc(low, high, begin);
       const uint2 region = look_up_pair<kIndexRegions>(word >> form.unit_bits << 3);
@@ -136,9 +145,9 @@ struct IndexGroup {
     const uint32_t second = byte_permute(pulses, 0, 0x4441);
     const uint32_t at0 = look_up_word<kIndexPulses>(pulses & 0xFC);
     const uint32_t at1 = look_up_word<kIndexPulses>(second);
-    const uint64_t left = uint64_t(quotient) * look_up_word<kIndexShares>(second);
-    place[0] = place_of(at0, uint32_t(left >> 32));
-    place[1] = place_of(at1, __umulhi(uint32_t(left), at1 & 0xFFFF));
+    const uint2 left = multiply_wide(quotient, look_up_word<kIndexShares>(second));
+    place[0] = (at0 >> 16) + left.y;
+    place[1] = (at1 >> 16) + multiply_wide(left.x, at1 & 0xFFFF).y;
   }
 
   // Of leaves that are not there something that is.
@@ -146,7 +155,6 @@ struct IndexGroup {
 #pragma unroll
     for (int i = 0; i < kLeaves; ++i) leaf[i] = look_up_word<0>(place[i] << 2);
   }
-  __device__ __forceinline__ bool has_rare() const { return pulses & 1; }
   __device__ __forceinline__ void read_rare(const IndexForm& form) {
 #pragma unroll
     for (int i = 0; i < kLeaves; ++i) {
@@ -166,28 +174,24 @@ struct IndexGroup {
       square = __dp4a(y, y, square);
     }
     const float norm = __int_as_float(square) - __int_as_float(kMagic);
-    const float level = __uint_as_float(look_up_word<0>(form.levels + 4 * gain));
-    return level * fminf(reciprocal_root(norm), 1.0f);
-  }
-
- private:
-  static __device__ __forceinline__ uint32_t place_of(uint32_t at, uint32_t number) {
-    return (at >> 16) + number;
+    const float amplitude = __uint_as_float(look_up_word<0>(form.levels + level));
+    return amplitude * fminf(reciprocal_root(norm), 1.0f);
   }
 };
 
 // All groups of a set.
-template <int kDim>
-__device__ __forceinline__ void decode_set(const IndexForm& form, const IndexSet& set,
+template <int kDim, int kBits>
+__device__ __forceinline__ void decode_set(const IndexForm& form, const IndexSet<kBits>& set,
                                            IndexGroup<kDim> (&group)[4]) {
-  bool rare = false;
+  uint32_t any = 0;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     group[i].find(form, set.low[i], set.high[i]);
     group[i].read();
-    rare |= group[i].has_rare();
+    any |= group[i].pulses;
   }
-  if (rare) {
+  asm("" : "+r"(any));  // or else each is compared by itself
+  if (any & 1) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) group[i].read_rare(form);
   }

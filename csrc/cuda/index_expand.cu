@@ -39,9 +39,9 @@ __global__ void __launch_bounds__(kThreads, 1)
        place += warps) {
 #pragma unroll
     for (int s = 0; s < kSets; ++s) {
-      IndexSet set;
-      const int set_bytes = 16 * task.form.bits;
-      set.load(task.form, GlobalBytes{task.fragments + (place * kSets + s) * set_bytes}, lane);
+      IndexSet<0> set;
+      const int64_t begin = (place * kSets + s) * set.bytes(task.form);
+      set.load(task.form, GlobalBytes{task.fragments + begin}, lane);
       IndexGroup<kDim> group[4];
       decode_set(task.form, set, group);
 #pragma unroll

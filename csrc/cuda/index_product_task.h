@@ -20,8 +20,7 @@ PVQ_HD constexpr WideTile index_wide_tile(int columns, int chunk_bytes) {
           ActivationForm::kFloat16Steps,
           chunk_bytes,
           false,
-          kIndexTableBytes,
-          1};
+          kIndexTableBytes};
 }
 
 }  // namespace pvq

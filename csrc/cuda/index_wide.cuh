@@ -12,10 +12,11 @@
 
 namespace pvq {
 
-template <int kDim>
+// kBits: of a group, known to the compiler, which spares a tenth of the instructions; 0 for any.
+template <int kDim, int kBits>
 struct IndexOperand {
   static constexpr int kHeaderBytes = 0;
-  static constexpr int kChunkBytes = 0;  // as the task says
+  static constexpr int kChunkBytes = int(index_chunk_bytes(kDim, kBits));
   static constexpr bool kHalfOdd = false;
   static PVQ_HD constexpr WideTile tile(int columns) { return index_wide_tile(columns, 0); }
 
@@ -32,8 +33,8 @@ struct IndexOperand {
       const IndexForm& form = task.index;
 #pragma unroll
       for (int s = 0; s < kSets; ++s) {
-        IndexSet set;
-        set.load(form, SharedBytes{from} + s * 16 * form.bits, lane);
+        IndexSet<kBits> set;
+        set.load(form, SharedBytes{from} + s * set.bytes(form), lane);
         IndexGroup<kDim> group[4];
         decode_set(form, set, group);
 #pragma unroll
@@ -93,15 +94,15 @@ struct IndexOperand {
   }
 };
 
-template <int kDim>
+template <int kDim, int kBits>
 int launch_index_wide(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
   switch (index_step(task.activations.rows())) {
     case 8:
-      return launch_wide<IndexOperand<kDim>, 8>(task, multiprocessors, stream);
+      return launch_wide<IndexOperand<kDim, kBits>, 8>(task, multiprocessors, stream);
     case 16:
-      return launch_wide<IndexOperand<kDim>, 16>(task, multiprocessors, stream);
+      return launch_wide<IndexOperand<kDim, kBits>, 16>(task, multiprocessors, stream);
     default:
-      return launch_wide<IndexOperand<kDim>, 64>(task, multiprocessors, stream);
+      return launch_wide<IndexOperand<kDim, kBits>, 64>(task, multiprocessors, stream);
   }
 }
 

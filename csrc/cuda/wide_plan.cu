@@ -24,7 +24,7 @@ WidePlan WidePlan::of(const WideTile& tile, int64_t rows, int64_t chunks, int64_
     const int64_t group_rows = kWarpgroupRows * plan.row_parts;
     plan.groups = int((rows + group_rows - 1) / group_rows * plan.column_groups);
     // Two chunks a step and warpgroup, so that sums are folded half as often, if two stages fit.
-    for (plan.run = tile.most_run;; plan.run = 1) {
+    for (plan.run = 2;; plan.run = 1) {
       plan.stage_bytes =
           int(round_up(tile.value_bytes(plan.step_chunks()) + tile.scale_bytes(plan.step_chunks()) +
                            4 * tile.warpgroups * plan.run * tile.chunk_bytes,

@@ -18,7 +18,6 @@ struct WideTile {
   int chunk_bytes;    // of 16 rows of weights and a chunk
   bool table;         // whether there is a table in shared memory, as a table code's
   int own_bytes = 0;  // of other tables there, before the ring; a multiple of 1 KB
-  int most_run = 2;   // chunks that a warpgroup takes a step
 
   // Where the stages of the ring begin (a multiple of 1 KB) and end.
   PVQ_HD constexpr int ring() const { return table ? kTableEnd : kFirstAddress + own_bytes; }

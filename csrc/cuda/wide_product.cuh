@@ -18,12 +18,13 @@
 //
 // An Operand says how 16 rows x 128 columns are stored and multiplied:
 //
-//   kHeaderBytes, kChunkBytes   chunks of a tile follow each other behind a header, tiles likewise
+//   kHeaderBytes, kChunkBytes   chunks of a tile follow each other behind a header, tiles likewise;
+//                               kChunkBytes 0 if the task says how many
 //   kHalfOdd                    the result is 2 sums + the sum of the activations, not the sums
 //   tile(columns)               of an instance
 //   prepare(weights, table, threads)       fills the table, if tiles have one
 //   Tile      a chunk in registers: load(from_shared, lane); done() behind wgmma_wait()
-//             kChunkBytes 0: the task has them, and prepare and load get it before all else
+//             with tables of their own, prepare and load get the task before all else
 //   Sum       float or int, and sum_of(Sum) the float that it means
 //   multiply(tile, sections, section_bytes, add, sums)   starts the products of a chunk
 #pragma once
@@ -273,17 +274,17 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
     const uint32_t stage = slot * plan.stage_bytes;
     const int mine = min(plan.run, task.chunks - step * step_chunks - my_chunk);
     if (mine > 0) {
-      constexpr int kMostRun = Shape::tile().most_run;
-      typename Operand::Tile tile[kMostRun];
+      typename Operand::Tile tile[2];
       typename Operand::Sum sums[4 * kItems];
       const uint32_t scales = first_scales + stage;
 #pragma unroll
-      for (int c = 0; c < kMostRun; ++c) {
+      for (int c = 0; c < 2; ++c) {
         if (c >= mine) break;
-        if constexpr (Operand::kChunkBytes > 0)
-          tile[c].load(first_codes + stage + c * Operand::kChunkBytes, lane);
+        const uint32_t codes = first_codes + stage + c * chunk_bytes_of<Operand>(task);
+        if constexpr (Shape::tile().own_bytes > 0)
+          tile[c].load(task, codes, lane);
         else
-          tile[c].load(task, first_codes + stage + c * task.chunk_bytes, lane);
+          tile[c].load(codes, lane);
         wgmma_fence();
         Operand::multiply(tile[c],
                           first_values + stage + c * (Shape::kSections * Shape::kSectionRows),
@@ -294,9 +295,8 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
               load_shared_word(scales + c * kChunkScales + (kColumns + in_group) * 4));
       }
       wgmma_wait();
-#pragma unroll
-      for (int c = 0; c < kMostRun; ++c)
-        if (c < mine) tile[c].done();
+      tile[0].done();
+      if (mine > 1) tile[1].done();
 #pragma unroll
       for (int n = 0; n < kItems; ++n) {
         const uint2 s = load_shared_pair(scales + (8 * n + lane % 4 * 2) * 4);

@@ -27,6 +27,11 @@ inline uint32_t byte_permute(uint32_t low, uint32_t high, uint32_t selector) {
   return r;
 }
 
+inline uint2 multiply_wide(uint32_t a, uint32_t b) {
+  const uint64_t product = uint64_t(a) * b;
+  return {uint32_t(product), uint32_t(product >> 32)};
+}
+
 inline uint32_t byte_signs(uint32_t word) { return byte_permute(word, 0, 0xBA98); }
 
 template <class T>
