@@ -21,9 +21,11 @@
 
 namespace pvq {
 
-constexpr int kMaxIndexBits = 63;
+// Every 64 tokens decode the matrix anew: for more than so many it should be expanded once, and the
+// library multiply.
+constexpr int64_t kMaxIndexTokens = 128;
 
-// Of a group; more than kMaxIndexBits have no layout.
+// Of a group, at most 60.
 inline int index_group_bits(const Regions& regions, int gain_bits) {
   return regions.bits + regions.dim / 4 + gain_bits;
 }
@@ -41,7 +43,7 @@ struct IndexProduct {
   void* y;                    // [tokens, rows] of `type`
   void* workspace;            // index_product_workspace bytes, 16-byte aligned
   int64_t rows, cols;         // cols a multiple of 128 and of block
-  int tokens;                 // 1 to kMaxProductTokens
+  int tokens;                 // 1 or more
   int dim;                    // 8 or 16
   IndexForm form;
   int block;  // as product_block_supported says

@@ -77,11 +77,14 @@ Tensor index_matmul(const Tensor& x, const Tensor& fragments, const Tensor& row_
   IndexProduct task{};
   task.dim = int(dim);
   task.form = form_of(op, code);
-  return multiply_fragments(op, x, fragments, row_scale, cols, {block, seed}, task,
-                            index_product_workspace, index_product_cuda, [&] {
-                              return index_expand(fragments, row_scale, dim, pulses, gain_bits,
-                                                  gain_law, cols, x.scalar_type());
-                            });
+  return multiply_fragments(
+      op, x, fragments, row_scale, cols, {block, seed}, task, index_product_workspace,
+      index_product_cuda,
+      [&] {
+        return index_expand(fragments, row_scale, dim, pulses, gain_bits, gain_law, cols,
+                            x.scalar_type());
+      },
+      kMaxIndexTokens);
 }
 
 }  // namespace
