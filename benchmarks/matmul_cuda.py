@@ -61,9 +61,9 @@ def table_code(bits: int) -> Callable[[int, int, int], Calls]:
     return calls
 
 
-def pyramid(layout: str) -> Callable[[int, int, int], Calls]:
-    """The pyramid code at 3.25 bits: D = 16, K = 28, 3 gain bits, of Gaussian weights."""
-    config = pvq.PVQConfig(3.25, block=BLOCK)
+def pyramid(layout: str, bits: float = 3.25, dim: int = 16) -> Callable[[int, int, int], Calls]:
+    """The pyramid code of Gaussian weights; at 3.25 bits K = 28 and 3 gain bits."""
+    config = pvq.PVQConfig(bits, dim=dim, block=BLOCK)
 
     def calls(rows: int, cols: int, tokens: int) -> Calls:
         w = torch.randn(rows, cols, device="cuda")
@@ -128,6 +128,8 @@ CANDIDATES: dict[str, tuple[Callable[[int, int, int], Calls], int | None]] = {
     "pvq table 4 bit": (table_code(4), None),
     "pvq pyramid 3.25, fragments": (pyramid("fragments"), None),
     "pvq pyramid 3.25, index": (pyramid("index"), None),
+    "pvq pyramid 3.25, index, D=8": (pyramid("index", dim=8), None),
+    "pvq pyramid 2.25, index": (pyramid("index", 2.25), None),
     "pvq pyramid 3.25, stored": (pyramid("stored"), None),
     "torch int4": (int4pack, None),
     "torch fp8": (fp8, None),

@@ -192,7 +192,8 @@ __device__ __forceinline__ void decode_set(const IndexForm& form, const IndexSet
   asm("" : "+r"(any));  // or else each is compared by itself
   if (any & 1) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) group[i].read_rare(form);
+    for (int i = 0; i < 4; ++i)
+      if (group[i].pulses & 1) group[i].read_rare(form);
   }
 }
 

@@ -11,8 +11,9 @@
 //   32, 16, 8, 4, 2   4 fields a lane, group 0 lowest: 16, 8, 4, 2 and 1 bytes
 //   1                 a byte for two lanes, the even one's four bits lowest
 //
-// So a set has 16 * bits bytes. All zeros are valid numbers. weight = row_scale * level[gain] * y /
-// ||y||.
+// So a set has 16 * bits bytes. All zeros are a number of a point; kernels look other numbers up
+// unchecked, so that what comes from outside must be checked as an index (cuda/decode.h).
+// weight = row_scale * level[gain] * y / ||y||.
 #pragma once
 
 #include "core/regions.h"

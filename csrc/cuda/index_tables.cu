@@ -17,8 +17,7 @@ class Image {
     if (words_.size() <= i) words_.resize(i + 1);
     words_[i] = word;
   }
-
-  std::vector<uint32_t>& words() { return words_; }
+  const std::vector<uint32_t>& words() const { return words_; }
 
  private:
   std::vector<uint32_t> words_;
@@ -44,7 +43,7 @@ IndexTables::IndexTables(const Regions& r, int gain_bits, const float* levels) {
   form.unit_bits = r.unit_bits;
   form.class_shift = r.class_shift;
 
-  // What stands before the leaves has its size already; so many leaves have room.
+  // The leaves have what the others leave.
   const size_t pairs = r.dim == 16 ? r.regions.size() : r.region_of.size();
   form.levels = uint32_t(kIndexRegions + 8 * pairs);
   const uint32_t leaves = form.levels + (4u << gain_bits);
@@ -56,7 +55,6 @@ IndexTables::IndexTables(const Regions& r, int gain_bits, const float* levels) {
   for (int k = 0; k <= r.pulses; ++k) {
     const uint32_t place =
         k <= form.most_pulses ? leaves / 4 + r.start[k] : uint32_t(kIndexRarePlace);
-
     image.put(kIndexPulses + 4 * k, place << 16 | r.count[k]);
     image.put(kIndexShares + 4 * k, r.share[k]);
   }

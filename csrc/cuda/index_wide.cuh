@@ -8,7 +8,6 @@
 
 #include "cuda/index_decode.cuh"
 #include "cuda/index_product_task.h"
-#include "cuda/plane_decode.cuh"
 #include "cuda/wide_product.cuh"
 
 namespace pvq {
@@ -19,7 +18,9 @@ struct IndexOperand {
   static constexpr int kHeaderBytes = 0;
   static constexpr int kChunkBytes = int(index_chunk_bytes(kDim, kBits));
   static constexpr bool kHalfOdd = false;
-  static PVQ_HD constexpr WideTile tile(int columns) { return index_wide_tile(columns, 0); }
+  static PVQ_HD constexpr WideTile tile(int columns) {
+    return index_wide_tile(columns, kChunkBytes);
+  }
 
   static __device__ __forceinline__ void prepare(const ProductTask& task, uint8_t* table,
                                                  int threads) {
