@@ -1,6 +1,7 @@
 // Points of small pyramids as fixed-width words that a few multiplications undo: the order in which
 // the GPU's product reads exact indices (cuda/index_matmul.h). It names the same points as the
-// file's index (core/index.h) in as many bits, or one more where the padding below does not fit.
+// file's index (core/index.h) in as many bits from 16 pulses on, but for D = 8 and 22 pulses; there
+// and below it takes up to one bit more, up to two below 7 pulses, where the padding does not fit.
 //
 // D = 8 or 16 coordinates are cut into leaves of four. A region is the set of points whose leaves
 // have given pulses k_1, k_2 (k_3, k_4). In it the point of a leaf is a number below

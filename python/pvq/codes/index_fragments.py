@@ -20,8 +20,8 @@ from pvq.ops.code import packed_bytes
 _LANES = 32
 _SET = 4  # groups of a lane
 _SECTIONS = (32, 16, 8, 4, 2, 1)  # bits of a field in each
-# Weights that are converted at one time.
-_SLAB_WEIGHTS = 1 << 25
+# Weights that are converted at one time, in some 40 bytes of memory each.
+_SLAB_WEIGHTS = 1 << 22
 
 
 @dataclass(frozen=True)
