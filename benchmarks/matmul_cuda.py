@@ -4,8 +4,8 @@
 
 Every figure is a median over CUDA-graph replays with weights that no cache can serve
 (timing_cuda.py) and includes all that the call does: our codes rotate the activations (blocks of
-256) and narrow them inside, to int8 for table and overlap codes and to float16 for the pyramid code. "floor" is
-a kernel that only reads the bytes of that width. Peers: F.linear in float16 (cuBLAS), torch's int4
+256) and narrow them inside, to int8 for table and overlapping codes and to float16 for the pyramid
+code. "floor" is a kernel that only reads the bytes of that width. Peers: F.linear in float16 (cuBLAS), torch's int4
 kernel (bfloat16, groups of 128), torch's fp8 product (e4m3, row-wise inputs already quantized) and
 bitsandbytes NF4 where it is installed. Ratios are cuBLAS over the kernel, so above one is faster.
 """
@@ -81,9 +81,9 @@ def overlap_code(bits: float) -> Callable[[int, int, int], Calls]:
     return calls
 
 
-def pyramid(layout: str) -> Callable[[int, int, int], Calls]:
-    """The pyramid code at 3.25 bits: D = 16, K = 28, 3 gain bits, of Gaussian weights."""
-    config = pvq.PVQConfig(3.25, block=BLOCK)
+def pyramid(layout: str, bits: float = 3.25, dim: int = 16) -> Callable[[int, int, int], Calls]:
+    """The pyramid code of Gaussian weights; at 3.25 bits K = 28 and 3 gain bits."""
+    config = pvq.PVQConfig(bits, dim=dim, block=BLOCK)
 
     def calls(rows: int, cols: int, tokens: int) -> Calls:
         w = torch.randn(rows, cols, device="cuda")
@@ -152,7 +152,10 @@ CANDIDATES: dict[str, tuple[Callable[[int, int, int], Calls], int | None]] = {
     "pvq overlap 3.5 bit": (overlap_code(3.5), None),
     "pvq overlap 4 bit": (overlap_code(4), None),
     "pvq pyramid 3.25, fragments": (pyramid("fragments"), None),
-    "pvq pyramid 3.25, index": (pyramid("stored"), None),
+    "pvq pyramid 3.25, index": (pyramid("index"), None),
+    "pvq pyramid 3.25, index, D=8": (pyramid("index", dim=8), None),
+    "pvq pyramid 2.25, index": (pyramid("index", 2.25), None),
+    "pvq pyramid 3.25, stored": (pyramid("stored"), None),
     "torch int4": (int4pack, None),
     "torch fp8": (fp8, None),
     "bitsandbytes NF4": (bitsandbytes_nf4, None),

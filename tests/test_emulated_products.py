@@ -15,10 +15,12 @@ import pytest
 import torch
 from test_activation_points_cuda import cancelling
 from test_activations import awkward_groups
+from test_index_fragments import CODES, fragments_of, matrix
 from test_overlap_fragments import random_overlap_code
 from test_plane_fragments import random_planes
 from test_table_matmul_cuda import activations, random_code, relative_error, rotate
 
+from pvq import _core
 from pvq.activations import decoded
 from pvq.codes.fragments import pack_planes
 from pvq.codes.overlap import OverlapCode, trellis
@@ -26,13 +28,15 @@ from pvq.codes.overlap_fragments import OverlapFragments
 
 ROOT = Path(__file__).parents[1]
 SOURCES = (
-    "activation_points", "activations", "overlap_dequantize", "plane_matmul", "plane_wide_4",
-    "plane_wide_6", "plane_wide_8", "table_matmul", "table_points", "table_product_2",
-    "table_product_3", "table_product_4", "table_wide_2", "table_wide_3", "table_wide_4",
-    "overlap_product_4", "overlap_product_5", "overlap_product_6", "overlap_product_7",
-    "overlap_product_8", "overlap_wide_4", "overlap_wide_5", "overlap_wide_6", "overlap_wide_7",
-    "overlap_wide_8", "wide_plan",
+    "activation_points", "activations", "index_expand", "index_matmul", "index_tables",
+    "index_wide_16", "index_wide_8", "overlap_dequantize", "overlap_product_4",
+    "overlap_product_5", "overlap_product_6", "overlap_product_7", "overlap_product_8",
+    "overlap_wide_4", "overlap_wide_5", "overlap_wide_6", "overlap_wide_7", "overlap_wide_8",
+    "plane_matmul", "plane_wide_4", "plane_wide_6", "plane_wide_8", "table_matmul",
+    "table_points", "table_product_2", "table_product_3", "table_product_4", "table_wide_2",
+    "table_wide_3", "table_wide_4", "wide_plan",
 )  # fmt: skip
+HOST_SOURCES = ("tests/emulation/products.cpp", "csrc/core/count.cpp", "csrc/core/regions.cpp")
 
 
 def cuda_headers() -> Path | None:
@@ -68,8 +72,8 @@ def products(tmp_path_factory):
         list(pool.map(compile_one, SOURCES))
     objects = [f"{folder}/{name}.o" for name in SOURCES]
     program = folder / "products"
-    main = str(ROOT / "tests/emulation/products.cpp")
-    subprocess.run([compiler, *flags, main, *objects, "-pthread", "-o", str(program)], check=True)
+    rest = [str(ROOT / name) for name in HOST_SOURCES]
+    subprocess.run([compiler, *flags, *rest, *objects, "-pthread", "-o", str(program)], check=True)
     return program
 
 
@@ -170,6 +174,57 @@ def test_plane_products(products, bits, group, rows, cols, tokens, block, proces
     fragments = pack_planes(y, scale, bits)
     found = run(products, "plane", fragments, row_scale, x, bits, block, group, processors)
     assert relative_error(found, rotate(x.double(), block, 5) @ w.T) < 1e-3
+
+
+def run_index(program, kind, code, shape, fragments, row_scale, x, rest):
+    """float16 results of `products index` or `index_expand`; shape: rows, columns and tokens."""
+    _, _, gain_bits = code
+    levels = torch.from_numpy(_core.gain_levels(code[0], shape[1], gain_bits, "lloyd"))
+    operands = b"".join(
+        t.contiguous().view(torch.uint8).numpy().tobytes()
+        for t in (levels, fragments, row_scale, *x)
+    )
+    done = subprocess.run(
+        [str(program), kind, *map(str, (*shape, *code, *rest))],
+        input=operands, capture_output=True, check=True,
+    )  # fmt: skip
+    return torch.from_numpy(np.frombuffer(done.stdout, dtype=np.float16).copy())
+
+
+# Widths that the compiler knows with every number of columns, all codes with one of each.
+INDEX_CASES = [
+    (code, shape)
+    for i, code in enumerate(CODES)
+    for j, shape in enumerate(
+        [(40, 256, 1, 128, 3), (530, 512, 12, 512, 5), (300, 640, 8, 0, 4), (130, 256, 70, 256, 3)]
+    )
+    if i < 4 or j % 4 == i % 4
+]
+
+
+@pytest.mark.parametrize(("code", "shape"), INDEX_CASES)
+def test_index_products(products, code, shape):
+    rows, cols, tokens, block, processors = shape
+    stored, w = matrix(rows, cols, *code, seed=rows)
+    _, fragments = fragments_of(stored, *code, (rows, cols))
+    x = activations(tokens, cols)
+    found = run_index(
+        products, "index", code, (rows, cols, tokens), fragments, stored["row_scale"], [x],
+        (block, 5, processors),
+    )  # fmt: skip
+    expected = rotate(x.double(), block, 5) @ w.T
+    assert relative_error(found.view(tokens, rows), expected) < 1e-3
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_indices_become_the_same_weights(products, code):
+    rows, cols = 37, 384
+    stored, w = matrix(rows, cols, *code)
+    _, fragments = fragments_of(stored, *code, (rows, cols))
+    found = run_index(
+        products, "index_expand", code, (rows, cols), fragments, stored["row_scale"], [], ()
+    ).view(rows, cols)
+    assert ((found.double() - w).abs() <= w.abs() * 2.0**-11 * 1.01 + 2.0**-25).all()
 
 
 def test_what_is_not_finite_stays_so(products):

@@ -15,6 +15,7 @@
 namespace py = pybind11;
 
 void bind_hadamard(py::module_& m);  // hadamard.cpp
+void bind_regions(py::module_& m);   // regions.cpp
 
 namespace {
 
@@ -86,4 +87,5 @@ PYBIND11_MODULE(_core, m) {
       "integer), unique in this process; 0 for none.");
   m.def("build_info", &build_info, "What was built and what this machine offers, as a dict.");
   bind_hadamard(m);
+  bind_regions(m);
 }

@@ -21,7 +21,7 @@
 
 namespace pvq {
 
-struct SharedBytes {
+struct SharedChunk {
   uint32_t from;
 
   __device__ __forceinline__ uint4 vector(int i) const { return load_shared_vector(from + i); }
@@ -29,7 +29,7 @@ struct SharedBytes {
   __device__ __forceinline__ uint32_t word(int i) const { return load_shared_word(from + i); }
 };
 
-struct GlobalBytes {
+struct GlobalChunk {
   const uint8_t* from;
 
   template <class T>
@@ -80,10 +80,10 @@ struct OverlapChunk {
     }
   }
   __device__ __forceinline__ void load(uint32_t from, int lane) {
-    load_with(SharedBytes{from}, lane);
+    load_with(SharedChunk{from}, lane);
   }
   __device__ __forceinline__ void load_global(const uint8_t* from, int lane) {
-    load_with(GlobalBytes{from}, lane);
+    load_with(GlobalChunk{from}, lane);
   }
 
   // The steps must follow each other from 0 on.

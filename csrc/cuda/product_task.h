@@ -8,6 +8,7 @@
 
 #include "core/platform.h"
 #include "cuda/fragments.h"
+#include "cuda/index_form.h"
 
 namespace pvq {
 
@@ -105,6 +106,9 @@ struct ProductTask {
   // Of the wide products (wide_plan.h): blocks that have written their sums of a group, the sums.
   unsigned* counters;
   float* partials;
+  // Of the products from exact indices (index_matmul.h): bytes of a chunk, and how to read them.
+  int chunk_bytes;
+  IndexForm index;
 };
 
 // Rotates and narrows the activations of a task. Rows of the quantized form beyond those of the

@@ -21,6 +21,15 @@ __device__ __forceinline__ uint32_t byte_permute(uint32_t low, uint32_t high, ui
   return r;
 }
 
+// The product in full. Said so, because the compiler does more where it knows of zero bits.
+__device__ __forceinline__ uint2 multiply_wide(uint32_t a, uint32_t b) {
+  uint2 r;
+  asm("{\n.reg .b64 product;\nmul.wide.u32 product, %2, %3;\nmov.b64 {%0, %1}, product;\n}"
+      : "=r"(r.x), "=r"(r.y)
+      : "r"(a), "r"(b));
+  return r;
+}
+
 // Each byte becomes 0xFF if its top bit is set, else 0.
 __device__ __forceinline__ uint32_t byte_signs(uint32_t word) {
   return byte_permute(word, 0, 0xBA98);
@@ -31,6 +40,25 @@ template <int kOffset>
 __device__ __forceinline__ uint32_t look_up_word(uint32_t address) {
   uint32_t r;
   asm("ld.shared.u32 %0, [%1 + %2];" : "=r"(r) : "r"(address), "n"(kOffset));
+  return r;
+}
+
+template <int kOffset>
+__device__ __forceinline__ uint2 look_up_pair(uint32_t address) {
+  uint2 r;
+  asm("ld.shared.v2.u32 {%0, %1}, [%2 + %3];" : "=r"(r.x), "=r"(r.y) : "r"(address), "n"(kOffset));
+  return r;
+}
+
+__device__ __forceinline__ uint32_t load_shared_byte(uint32_t address) {
+  uint32_t r;
+  asm volatile("ld.shared.u8 %0, [%1];" : "=r"(r) : "r"(address));
+  return r;
+}
+
+__device__ __forceinline__ uint32_t load_shared_half(uint32_t address) {
+  uint16_t r;
+  asm volatile("ld.shared.u16 %0, [%1];" : "=h"(r) : "r"(address));
   return r;
 }
 

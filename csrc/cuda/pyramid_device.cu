@@ -9,49 +9,25 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/device_tables.h"
+
 namespace pvq {
 namespace {
 
-// Lets this thread allocate and copy while some stream of its is captured: nothing here is part of
-// the graph.
-class OutsideCapture {
- public:
-  OutsideCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  ~OutsideCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
-
-cudaError_t copy_to_device(const std::vector<char>& bytes, void* target) {
-  cudaStream_t stream;
-  cudaError_t error = cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking);
-  if (error != cudaSuccess) return error;
-  error = cudaMemcpyAsync(target, bytes.data(), bytes.size(), cudaMemcpyHostToDevice, stream);
-  if (error == cudaSuccess) error = cudaStreamSynchronize(stream);
-  cudaStreamDestroy(stream);
-  return error;
-}
-
-cudaError_t make(const Pyramid& pyramid, std::unique_ptr<PyramidDevice>* result) {
-  const OutsideCapture outside;
+int make(const Pyramid& pyramid, std::unique_ptr<PyramidDevice>* result) {
   std::vector<char> bytes;
   size_t row_bytes = 0;
   pyramid.relocated(0, &bytes, &row_bytes);  // for the size
   void* memory = nullptr;
-  cudaError_t error = cudaMalloc(&memory, bytes.size());
-  if (error != cudaSuccess) return error;
+  if (const int error = allocate_tables(bytes.size(), &memory)) return error;
   bytes.clear();
   auto made = std::make_unique<PyramidDevice>();
   made->view = pyramid.relocated(reinterpret_cast<uintptr_t>(memory), &bytes, &row_bytes);
   made->tables = static_cast<const char*>(memory);
   made->row_bytes = static_cast<int>(row_bytes);
-  error = copy_to_device(bytes, memory);
-  if (error == cudaSuccess)
-    *result = std::move(made);
-  else
-    cudaFree(memory);
-  return error;
+  if (const int error = copy_tables(bytes.data(), bytes.size(), memory)) return error;
+  *result = std::move(made);
+  return cudaSuccess;
 }
 
 }  // namespace
@@ -65,7 +41,7 @@ int pyramid_device(const Pyramid& pyramid, const PyramidDevice** result) {
   std::lock_guard<std::mutex> lock(mutex);
   auto& entry = cache[{&pyramid, device}];
   if (!entry)
-    if (const cudaError_t error = make(pyramid, &entry); error != cudaSuccess) return error;
+    if (const int error = make(pyramid, &entry)) return error;
   *result = entry.get();
   return cudaSuccess;
 }

@@ -45,9 +45,7 @@ struct TableOperand {
   };
 
   using Sum = int;
-  static __device__ __forceinline__ float sum_of(Sum sum) {
-    return static_cast<float>(sum);
-  }
+  static __device__ __forceinline__ float sum_of(Sum sum) { return static_cast<float>(sum); }
 
   template <int kSums>
   static __device__ __forceinline__ void multiply(const Tile& tile, uint32_t section, int, bool add,

@@ -4,6 +4,7 @@
 #include "cuda/decode.h"
 #include "cuda/encode.h"
 #include "cuda/hadamard.h"
+#include "cuda/index_matmul.h"
 #include "cuda/overlap_beam.h"
 #include "cuda/overlap_dequantize.h"
 #include "cuda/overlap_search.h"
@@ -69,6 +70,13 @@ int64_t plane_product_workspace(const PlaneProduct&) { return 0; }
 int plane_product_cuda(const PlaneProduct&, void*) { return kCudaUnavailable; }
 int plane_expand_cuda(const uint8_t*, const uint16_t*, int64_t, int64_t, int, int, RealType, void*,
                       void*) {
+  return kCudaUnavailable;
+}
+int index_form_cuda(const Regions&, int, const float*, IndexForm*) { return kCudaUnavailable; }
+int64_t index_product_workspace(const IndexProduct&) { return 0; }
+int index_product_cuda(const IndexProduct&, void*) { return kCudaUnavailable; }
+int index_expand_cuda(const uint8_t*, const uint16_t*, int64_t, int64_t, int, const IndexForm&,
+                      RealType, void*, void*) {
   return kCudaUnavailable;
 }
 

@@ -15,12 +15,13 @@ constexpr int kMostStages = 8;
 struct WideTile {
   int columns, warpgroups, max_depth;
   ActivationForm form;
-  int chunk_bytes;  // of 16 rows of weights and a chunk
-  bool table;       // whether there is a table in shared memory
-  bool gaps;        // and gaps between its rows
+  int chunk_bytes;    // of 16 rows of weights and a chunk
+  bool table;         // whether there is a table in shared memory, as a table code's
+  bool gaps;          // and gaps between its rows
+  int own_bytes = 0;  // of other tables there, before the ring; a multiple of 1 KB
 
   // Where the stages of the ring begin (a multiple of 1 KB) and end.
-  PVQ_HD constexpr int ring() const { return table ? kTableEnd : kFirstAddress; }
+  PVQ_HD constexpr int ring() const { return table ? kTableEnd : kFirstAddress + own_bytes; }
   PVQ_HD constexpr int ring_end() const { return offsets() - (gaps ? 0 : exchange_bytes()); }
   // Sums that the warpgroups of another depth leave to the first: behind the ring, or in the gaps
   // of the table.

@@ -18,7 +18,8 @@
 //
 // An Operand says how 16 rows x 128 columns are stored and multiplied:
 //
-//   kHeaderBytes, kChunkBytes   chunks of a tile follow each other behind a header, tiles likewise
+//   kHeaderBytes, kChunkBytes   chunks of a tile follow each other behind a header, tiles likewise;
+//                               kChunkBytes 0 if the task says how many
 //   kHalfOdd                    the result is 2 sums + the sum of the activations, not the sums
 //   kAhead                      whether there are registers to decode a step while the one before
 //   it
@@ -26,6 +27,7 @@
 //   tile(columns)               of an instance
 //   prepare(weights, table, threads)       fills the table, if tiles have one
 //   Tile      a chunk in registers: load(from_shared, lane); done() behind wgmma_wait()
+//             with tables of their own, prepare and load get the task before all else
 //   Sum       float or int, and sum_of(Sum) the float that it means
 //   multiply(tile, sections, section_bytes, add, sums)   starts the products of a chunk
 #pragma once
@@ -72,6 +74,14 @@ struct WideShape {
     return reinterpret_cast<float4*>(shared + (address - kFirstAddress));
   }
 };
+
+template <class Operand>
+__device__ __forceinline__ int chunk_bytes_of(const ProductTask& task) {
+  if constexpr (Operand::kChunkBytes > 0)
+    return Operand::kChunkBytes;
+  else
+    return task.chunk_bytes;
+}
 
 // Where a group's rows and activations begin.
 struct GroupPlace {
@@ -171,8 +181,8 @@ struct WideStream {
   __device__ __forceinline__ void find_codes() {
     const int first = GroupPlace(group, plan, kColumns).tile, last = (task.rows - 1) / kTileRows;
     const int tile = min(first + 4 * lane + warp, last);  // tiles beyond the last are not written
-    row_codes =
-        task.weights + Operand::kHeaderBytes + int64_t(tile) * task.chunks * Operand::kChunkBytes;
+    row_codes = task.weights + Operand::kHeaderBytes +
+                int64_t(tile) * task.chunks * chunk_bytes_of<Operand>(task);
   }
   __device__ __forceinline__ void next() {
     --left;
@@ -189,18 +199,18 @@ struct WideStream {
   __device__ __forceinline__ void announce() const {
     if (lane != kPayer) return;
     const int count = chunks();
-    int bytes = plan.row_parts * count * Operand::kChunkBytes;
+    int bytes = plan.row_parts * count * chunk_bytes_of<Operand>(task);
     if (warp == 0) bytes += Shape::tile().value_bytes(count);
     if (warp == 1) bytes += Shape::tile().scale_bytes(count);
     barrier_arrive_expecting(Shape::full_barrier(slot), bytes);
   }
   __device__ __forceinline__ void copy_codes() const {
     if (lane >= plan.row_parts) return;
-    const int step_bytes = plan.step_chunks() * Operand::kChunkBytes;
+    const int step_bytes = plan.step_chunks() * chunk_bytes_of<Operand>(task);
     copy_bulk(Shape::kRing + slot * plan.stage_bytes +
                   Shape::tile().value_bytes(plan.step_chunks()) +
                   Shape::tile().scale_bytes(plan.step_chunks()) + (4 * lane + warp) * step_bytes,
-              row_codes + int64_t(step) * step_bytes, chunks() * Operand::kChunkBytes,
+              row_codes + int64_t(step) * step_bytes, chunks() * chunk_bytes_of<Operand>(task),
               Shape::full_barrier(slot));
   }
   __device__ __forceinline__ void copy_activations() const {
@@ -276,6 +286,8 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
   __syncthreads();                    // the barriers stand
   const int in_group = thread % 128;  // of the warpgroup
   const int part_row = warp / 4 % plan.row_parts, depth = warp / 4 / plan.row_parts;
+  if constexpr (Shape::tile().own_bytes > 0)
+    Operand::prepare(task, shared + (kTableAddress - kFirstAddress), Shape::kMultiplyingThreads);
   if constexpr (Shape::tile().table)
     Operand::prepare(task.weights, shared + (kTableAddress - kFirstAddress),
                      Shape::kMultiplyingThreads);
@@ -296,7 +308,7 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
   const uint32_t first_codes =
       Shape::kRing + Shape::tile().value_bytes(step_chunks) +
       Shape::tile().scale_bytes(step_chunks) +
-      ((part_row * 4 + warp % 4) * step_chunks + my_chunk) * Operand::kChunkBytes;
+      ((part_row * 4 + warp % 4) * step_chunks + my_chunk) * chunk_bytes_of<Operand>(task);
   float out[kItems][4] = {};
   float offset = 0;  // of column in_group
   int slot = 0, phase = 0, group = first_group, step = first_step;
@@ -316,8 +328,13 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
   using Tiles = typename Operand::Tile[2];
   Tiles ahead;
   const auto decode = [&](Tiles& tile, int ring_slot, int at, int c) {
-    if (c < chunks_of(at))
-      tile[c].load(first_codes + ring_slot * plan.stage_bytes + c * Operand::kChunkBytes, lane);
+    if (c >= chunks_of(at)) return;
+    const uint32_t codes =
+        first_codes + ring_slot * plan.stage_bytes + c * chunk_bytes_of<Operand>(task);
+    if constexpr (Shape::tile().own_bytes > 0)
+      tile[c].load(task, codes, lane);
+    else
+      tile[c].load(codes, lane);
   };
   if constexpr (Shape::kAhead) {
     if (run > 0) {
@@ -479,8 +496,10 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
 template <class Operand, int kColumns>
 int launch_wide(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
   using Shape = WideShape<Operand, kColumns>;
+  WideTile tile = Shape::tile();
+  if (Operand::kChunkBytes == 0) tile.chunk_bytes = task.chunk_bytes;
   const WidePlan plan =
-      WidePlan::of(Shape::tile(), task.rows, task.chunks, task.quantized.rows, multiprocessors);
+      WidePlan::of(tile, task.rows, task.chunks, task.quantized.rows, multiprocessors);
   const auto kernel = wide_kernel<Operand, kColumns>;
   return launch_overlapped(kernel, dim3(unsigned(plan.split.blocks)), Shape::kThreads, kSharedBytes,
                            stream, task, plan);

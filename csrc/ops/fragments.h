@@ -29,22 +29,22 @@ inline void check_fragment_operands(const char* op, const Tensor& x, const Tenso
   check_fragments(op, fragments, row_scale);
 }
 
-// rotate(x) W^T. `task` (TableProduct or PlaneProduct) has what only its code knows;
+// rotate(x) W^T. `task` (TableProduct, PlaneProduct or IndexProduct) has what only its code knows;
 // workspace_bytes and product are its functions, expand() gives W where the device or the call has
-// no kernel.
+// no kernel, and for more than most_tokens.
 template <class Task, class Expand>
 Tensor multiply_fragments(const char* op, const Tensor& x, const Tensor& fragments,
                           const Tensor& row_scale, int64_t cols, Rotation rotation, Task task,
                           int64_t (*workspace_bytes)(const Task&),
-                          int (*product)(const Task&, void*), const Expand& expand) {
+                          int (*product)(const Task&, void*), const Expand& expand,
+                          int64_t most_tokens = kMaxProductTokens) {
   check_rotation(op, rotation, cols);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const int64_t rows = row_scale.size(0), tokens = cols ? x.numel() / cols : 0;
   std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
   shape.back() = rows;
   if (tokens == 0 || rows == 0) return torch::stable::new_zeros(x, shape);
-  if (tokens > kMaxProductTokens || !products_supported() ||
-      !product_block_supported(rotation.block))
+  if (tokens > most_tokens || !products_supported() || !product_block_supported(rotation.block))
     return multiply_dense(x, expand(), rotation);
 
   const Tensor input = aligned(x), source = aligned(fragments);

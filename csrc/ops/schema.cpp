@@ -47,6 +47,12 @@ STABLE_TORCH_LIBRARY(pvq, m) {
       "plane_matmul(Tensor x, Tensor fragments, Tensor row_scale, int block=0, int seed=0)"
       " -> Tensor");
   m.def("plane_expand(Tensor fragments, Tensor row_scale, int cols, ScalarType dtype) -> Tensor");
+  m.def(
+      "index_matmul(Tensor x, Tensor fragments, Tensor row_scale, int dim, int pulses,"
+      " int gain_bits, str gain_law, int block=0, int seed=0) -> Tensor");
+  m.def(
+      "index_expand(Tensor fragments, Tensor row_scale, int dim, int pulses, int gain_bits,"
+      " str gain_law, int cols, ScalarType dtype) -> Tensor");
   m.def("table_quantize(Tensor w, int bits) -> (Tensor code, Tensor row_scale)");
   m.def(
       "table_dequantize(Tensor code, Tensor row_scale, int bits, int cols, ScalarType dtype,"

@@ -57,8 +57,8 @@ Tensor table_fragments(const Tensor& code, const Tensor& table, int64_t bits) {
             kChunkCols, " columns at ", bits, " bits");
   const DeviceGuard guard(code.get_device_index());
   const Tensor source = aligned(code);
-  Tensor fragments = torch::stable::new_empty(code, {TableFormat::table(int(bits)).fragment_bytes(rows, cols)},
-                                              ScalarType::Byte);
+  Tensor fragments = torch::stable::new_empty(
+      code, {TableFormat::table(int(bits)).fragment_bytes(rows, cols)}, ScalarType::Byte);
   check_cuda(op, fragments_from_codes_cuda(words, source.const_data_ptr<uint8_t>(), rows, cols,
                                            int(bits), fragments.mutable_data_ptr<uint8_t>(),
                                            current_cuda_stream(code)));

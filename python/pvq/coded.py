@@ -1,9 +1,10 @@
 """CodedModule: a matrix in a code as the buffers of a module, in the form that a device reads best.
 
-A module has two forms. The stored one is what a state dict contains, always. Some codes have a form
+A module has two forms. The stored one is what a state dict contains, always. Some codes have forms
 that a device's product reads faster (:class:`pvq.codes.RunTimeForm`: the planes of the pyramid code
-on the CPU, the fragments of either code on the GPU); :meth:`CodedModule.prepare` trades stored
-tensors for it, so that memory holds one form, and a state dict gets them back bit for bit.
+on the CPU, the fragments of either code and the pyramid code's index on the GPU);
+:meth:`CodedModule.prepare` trades stored tensors for one, so that memory holds one form, and a
+state dict gets them back bit for bit.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from pvq.arguments import check_choice
 from pvq.buffers import register_codes, without_casts
 from pvq.codes import (
     ACTIVATIONS,
+    GivesIndex,
     RunTimeForm,
     Stored,
     empty_stored,
@@ -34,8 +36,7 @@ from pvq.config import PVQConfig
 from pvq.sizes import megabytes
 from pvq.tensor import PVQTensor
 
-STORED_LAYOUTS = ("stored", "index")
-LAYOUTS = ("auto", *STORED_LAYOUTS, "planes", "fragments")
+LAYOUTS = ("auto", "stored", "index", "planes", "fragments")
 
 M = TypeVar("M", bound="CodedModule")
 
@@ -47,7 +48,7 @@ class CodedModule(nn.Module):
     :mod:`pvq.codes.pyramid`); once prepared in a run-time form, those that it replaces are ``None``
     and its own are non-persistent buffers. Casting the module (``.to(torch.float16)``) leaves the
     codes alone. Moved to another kind of device, it takes the fastest form there if it was prepared
-    before or goes to a GPU, unless the stored form was asked for.
+    before or goes to a GPU, unless the stored form or the index was asked for.
 
     Args:
         rows: of the matrix.
@@ -68,13 +69,13 @@ class CodedModule(nn.Module):
         self._points = activation_code(self.activations, cols)  # None: no such rounding
         self._shape = (rows, cols)
         self._form: RunTimeForm | None = None  # None: the stored form
-        self._wants_form: bool | None = None  # None: never asked
+        self._wanted: str | None = None  # the layout asked for
         register_codes(self, empty_stored(self.config.code, rows, cols, device))
 
     @property
     def layout(self) -> str:
         """The form that is in memory: ``"stored"`` or the name of another."""
-        return STORED_LAYOUTS[0] if self._form is None else self._form.layout
+        return "stored" if self._form is None else self._form.layout
 
     @property
     def weight_codes(self) -> PVQTensor:
@@ -105,12 +106,15 @@ class CodedModule(nn.Module):
         """Chooses how products run: the form in memory, and what becomes of the activations.
 
         Args:
-            layout: ``"stored"`` (what checkpoints hold, least memory; ``"index"``, after what it is
-                for pyramid codes, means the same), ``"planes"`` (fastest for pyramid codes on the
-                CPU), ``"fragments"`` (fastest on the GPU), or ``"auto"``: the fastest that the code
-                has on this device. A matrix that does not fit the form or would not survive the
-                way back stays stored (fragments: columns that are no multiple of 128; planes:
-                scales below about 1e-30); :attr:`layout` tells.
+            layout: ``"stored"`` (what checkpoints hold, least memory), ``"index"`` (what pyramid
+                codes store, in as little memory, but on an H200 or H100 in an order that products
+                decode as they go instead of expanding it first; everywhere else, with other codes,
+                with ``dim`` other than 8 and 16 and with more than 32 pulses the stored form),
+                ``"planes"`` (fastest for pyramid codes on the CPU), ``"fragments"`` (fastest on
+                the GPU), or ``"auto"``: the fastest that the code has on this device. A matrix that
+                does not fit the form or would not survive the way back stays stored (fragments and
+                index: columns that are no multiple of 128; planes: scales below about 1e-30);
+                :attr:`layout` tells.
             activations: what products do to theirs. ``"pyramid4"``, or another number of bits
                 from 2 to 8, rounds them to points of a pyramid, in every product
                 (:mod:`pvq.activations`); for gradients the rounding is the identity. Products from
@@ -137,7 +141,7 @@ class CodedModule(nn.Module):
         if activations is not None:
             self._points = activation_code(activations, self._shape[1])
             self.activations = activations
-        self._wants_form = layout not in STORED_LAYOUTS
+        self._wanted = layout
         self._take(form)
         return self
 
@@ -186,8 +190,11 @@ class CodedModule(nn.Module):
         )
 
     def _form_for(self, layout: str) -> RunTimeForm | None:
-        if layout in STORED_LAYOUTS:
+        if layout == "stored":
             return None
+        if layout == "index":
+            code = self.config.code
+            return code.index_form(self._device) if isinstance(code, GivesIndex) else None
         form = self.config.code.run_time(self._device)
         if layout != "auto" and (form is None or form.layout != layout):
             raise ValueError(
@@ -236,12 +243,15 @@ class CodedModule(nn.Module):
         super()._apply(without_casts(self, fn), recurse)  # type: ignore[no-untyped-call]
         if there != here and isinstance(self._form, JoinedForm):
             self._form = self._form.form  # its tensor has memory of its own now
-        wants_form = self._wants_form
-        if wants_form is None:
-            wants_form = prepared or there.type == "cuda"
-        if moves and wants_form and "meta" not in (here.type, there.type):  # meta has no values
-            self._take(self._form_for("auto"))
+        if moves and "meta" not in (here.type, there.type):  # meta has no values
+            self._take(self._form_for(self._layout_after_move(prepared, there)))
         return self
+
+    def _layout_after_move(self, prepared: bool, there: torch.device) -> str:
+        """What a module wants on another kind of device, given whether it had a form on its own."""
+        if self._wanted is None:
+            return "auto" if prepared or there.type == "cuda" else "stored"
+        return self._wanted if self._wanted in ("stored", "index") else "auto"
 
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
@@ -260,4 +270,4 @@ class CodedModule(nn.Module):
             self._hold_stored(form, {name: empty[name] for name in form.replaces})
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if form is not None:
-            self._take(self._form_for("auto"))
+            self._take(self._form_for(form.layout))

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from pvq.calibration import InputStatistics
-from pvq.coded import STORED_LAYOUTS
 from pvq.codes import Stored
 from pvq.plan import Target
 from pvq.report import LayerRecord
@@ -61,7 +60,7 @@ def quantize_layer(
         relative_error=codes.relative_error(weight),
         bits_per_weight=codes.bits_per_weight,
         nbytes=codes.nbytes,
-        layout=STORED_LAYOUTS[0],
+        layout="stored",
         resident_nbytes=codes.nbytes,
         original_nbytes=weight.nbytes,
         seconds=time.perf_counter() - start,

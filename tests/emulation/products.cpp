@@ -7,14 +7,19 @@
 //   products table_points ROWS COLS TOKENS BITS DIM LARGEST PROCESSORS < operands > y
 //   products lapped_points ROWS COLS TOKENS STEP_BITS DIM LARGEST PROCESSORS < operands > y
 //   products overlap ROWS COLS STEP_BITS WINDOW_BITS LAG < codes > w
+//   products index ROWS COLS TOKENS DIM PULSES GAIN_BITS BLOCK SEED PROCESSORS
+//       < levels, operands > y
+//   products index_expand ROWS COLS DIM PULSES GAIN_BITS < levels, fragments, row_scale > w
 //
 // operands: fragments, row_scale [ROWS] bfloat16, x [TOKENS, COLS] float16, or the points' integers
 // and amplitudes; y [TOKENS, ROWS] float16. TYPE: of x [COUNT, DIM], a RealType. codes: of the
-// stored form, row_scale, the table; w [ROWS, COLS] float32.
+// stored form, row_scale, the table; w [ROWS, COLS] float32, of an index float16. levels:
+// [2^GAIN_BITS] float32.
 #include <cstdio>
 #include <string>
 
 #include "cuda/activation_points.h"
+#include "cuda/index_tables.h"
 #include "cuda/overlap_dequantize.h"
 #include "cuda/plane_matmul.h"
 #include "cuda/product_task.h"
@@ -95,10 +100,67 @@ int multiply_points(char** argv) {
   return error;
 }
 
+// The form of an exact index, as index_form_cuda makes it.
+struct IndexMemory {
+  IndexMemory(int dim, int pulses, int gain_bits)
+      : levels(Memory::read(4 << gain_bits)),
+        tables(pvq::Regions::get(dim, pulses), gain_bits, reinterpret_cast<float*>(levels.at)),
+        memory(int64_t(tables.bytes.size())) {
+    std::memcpy(memory.at, tables.bytes.data(), tables.bytes.size());
+  }
+  pvq::IndexForm form() const { return tables.at(memory.at); }
+
+  Memory levels;
+  pvq::IndexTables tables;
+  Memory memory;
+};
+
+int64_t index_bytes(int64_t rows, int64_t cols, int dim, const pvq::IndexForm& form) {
+  return pvq::tiles_of(rows) * (cols / pvq::kChunkCols) * pvq::index_chunk_bytes(dim, form.bits);
+}
+
+int expand_index(char** argv) {
+  const int64_t rows = std::atoi(argv[2]), cols = std::atoi(argv[3]);
+  const int dim = std::atoi(argv[4]);
+  limits.multiprocessors = 3;
+  const IndexMemory index(dim, std::atoi(argv[5]), std::atoi(argv[6]));
+  const Memory fragments = Memory::read(index_bytes(rows, cols, dim, index.form()));
+  const Memory row_scale = Memory::read(rows * 2), w(rows * cols * 2);
+  const int error =
+      pvq::index_expand_cuda(fragments.at, reinterpret_cast<const uint16_t*>(row_scale.at), rows,
+                             cols, dim, index.form(), pvq::RealType::kFloat16, w.at, nullptr);
+  std::fwrite(w.at, 1, w.size, stdout);
+  return error;
+}
+
+int multiply_index(char** argv) {
+  pvq::IndexProduct task{};
+  task.rows = std::atoi(argv[2]), task.cols = std::atoi(argv[3]);
+  task.tokens = std::atoi(argv[4]), task.dim = std::atoi(argv[5]);
+  task.block = std::atoi(argv[8]), task.seed = uint64_t(std::atoi(argv[9]));
+  limits.multiprocessors = std::atoi(argv[10]);
+  const IndexMemory index(task.dim, std::atoi(argv[6]), std::atoi(argv[7]));
+  task.form = index.form();
+  const Memory fragments = Memory::read(index_bytes(task.rows, task.cols, task.dim, task.form));
+  const Memory row_scale = Memory::read(task.rows * 2),
+               x = Memory::read(task.tokens * task.cols * 2);
+  const Memory y(task.tokens * task.rows * 2);
+  task.fragments = fragments.at;
+  task.row_scale = reinterpret_cast<const uint16_t*>(row_scale.at);
+  task.x = x.at, task.y = y.at;
+  task.type = pvq::RealType::kFloat16;
+  task.workspace = Memory(pvq::index_product_workspace(task)).at;
+  const int error = pvq::index_product_cuda(task, nullptr);
+  std::fwrite(y.at, 1, y.size, stdout);
+  return error;
+}
+
 int main(int, char** argv) {
   if (std::string(argv[1]) == "overlap") return expand_overlap(argv);
   if (std::string(argv[1]) == "points") return round_points(argv);
   if (std::string(argv[1]).ends_with("_points")) return multiply_points(argv);
+  if (std::string(argv[1]) == "index") return multiply_index(argv);
+  if (std::string(argv[1]) == "index_expand") return expand_index(argv);
   const bool plane = std::string(argv[1]) == "plane";
   const int64_t rows = std::atoi(argv[2]), cols = std::atoi(argv[3]);
   const int tokens = std::atoi(argv[4]), bits = std::atoi(argv[5]), block = std::atoi(argv[6]);

@@ -31,8 +31,10 @@ def add_run_time(parser: argparse.ArgumentParser) -> None:
         "--layout",
         choices=LAYOUTS,
         default="auto",
-        help="form of quantized layers in memory: stored (index is the same; least memory), "
-        "planes (fastest for pyramid codes on the CPU), fragments (fastest on the GPU)",
+        help="form of quantized layers in memory: stored (least memory), index (as little, but "
+        "decoded inside the products of an H200 or H100: pyramid codes of dim 8 and 16; elsewhere "
+        "the same as stored), planes (fastest for pyramid codes on the CPU), fragments (fastest on "
+        "the GPU)",
     )
     parser.add_argument(
         "--activations",

@@ -87,6 +87,15 @@ class GivesRows(Protocol):
 
 
 @runtime_checkable
+class GivesIndex(Protocol):
+    """A code whose products can read what it stores, in as many bits, without a dense scratch."""
+
+    def index_form(self, device: torch.device) -> RunTimeForm | None:
+        """The form named ``"index"`` on ``device``; ``None`` where that is the stored form."""
+        ...
+
+
+@runtime_checkable
 class MultipliesPoints(Protocol):
     """A run-time form whose product takes activations as integer points, :mod:`pvq.activations`."""
 

@@ -24,8 +24,10 @@ from pvq.arguments import check_bits, check_choice, check_int
 from pvq.codes import Layout, RunTimeForm, Stored
 from pvq.codes.bits import unpack
 from pvq.codes.fragments import PlaneFragments
+from pvq.codes.index_fragments import IndexFragments
 from pvq.codes.planes import Planes
 from pvq.codes.pyramid_rounder import PyramidRounder
+from pvq.codes.regions import has_regions
 from pvq.ops.code import packed_bytes
 
 MAX_DIM = 256
@@ -233,6 +235,19 @@ class PyramidCode:
         if device.type == "cuda" and self.dim % 8 == 0 and _core.build_info()["cuda"]:
             return PlaneFragments(*numbers)
         return Planes(*numbers) if device.type == "cpu" else None
+
+    def index_form(self, device: torch.device) -> RunTimeForm | None:
+        """The exact index in the order of the tensor cores, on a GPU that decodes it in products.
+
+        That is one of compute capability 9.0, with ``dim`` 8 or 16 and at most 32 pulses.
+        """
+        if device.type != "cuda" or not has_regions(self.dim, self.pulses):
+            return None
+        if "90a" not in _core.build_info()["cuda_architectures"]:
+            return None
+        if torch.cuda.get_device_capability(device) != (9, 0):
+            return None
+        return IndexFragments(self.dim, self.pulses, self.gain_bits, self.gain_law)
 
     def _rounder(
         self, y: torch.Tensor, gain: torch.Tensor, row_scale: torch.Tensor

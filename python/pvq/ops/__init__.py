@@ -4,6 +4,7 @@ from pvq.ops import (  # noqa: F401  register their rules
     code,
     decoded,
     hadamard,
+    index_cuda,
     matmul,
     overlap,
     planes_cuda,

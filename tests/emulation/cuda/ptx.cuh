@@ -27,6 +27,11 @@ inline uint32_t byte_permute(uint32_t low, uint32_t high, uint32_t selector) {
   return r;
 }
 
+inline uint2 multiply_wide(uint32_t a, uint32_t b) {
+  const uint64_t product = uint64_t(a) * b;
+  return {uint32_t(product), uint32_t(product >> 32)};
+}
+
 inline uint32_t byte_signs(uint32_t word) { return byte_permute(word, 0, 0xBA98); }
 
 template <class T>
@@ -39,6 +44,12 @@ template <int kOffset>
 uint32_t look_up_word(uint32_t address) {
   return load_shared<uint32_t>(address + kOffset);
 }
+template <int kOffset>
+uint2 look_up_pair(uint32_t address) {
+  return load_shared<uint2>(address + kOffset);
+}
+inline uint32_t load_shared_byte(uint32_t address) { return load_shared<uint8_t>(address); }
+inline uint32_t load_shared_half(uint32_t address) { return load_shared<uint16_t>(address); }
 inline uint32_t load_shared_word(uint32_t address) { return load_shared<uint32_t>(address); }
 inline uint2 load_shared_pair(uint32_t address) { return load_shared<uint2>(address); }
 inline uint4 load_shared_vector(uint32_t address) { return load_shared<uint4>(address); }

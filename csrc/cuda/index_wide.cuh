@@ -1,0 +1,112 @@
+// The products from exact indices; csrc/cuda/index_wide_{8,16}.cu instantiate them.
+//
+// Limits at one token, D = 16 and 3.25 bits, a chunk (2048 weights): 832 bytes, 26 clocks of an
+// SM's share of an H200's memory; 450 instructions of a warp, 112 clocks of issue (the copying
+// warps' aside); some 124 wavefronts of shared memory, of which leaves take 54, regions 22, what
+// stands by pulses 20, classes 12, codes 7, and activations and levels 9.
+#pragma once
+
+#include "cuda/index_decode.cuh"
+#include "cuda/index_product_task.h"
+#include "cuda/wide_product.cuh"
+
+namespace pvq {
+
+// kBits: of a group, known to the compiler, which spares a tenth of the instructions; 0 for any.
+template <int kDim, int kBits>
+struct IndexOperand {
+  static constexpr int kHeaderBytes = 0;
+  static constexpr int kChunkBytes = int(index_chunk_bytes(kDim, kBits));
+  static constexpr bool kHalfOdd = false;
+  static constexpr bool kAhead = false;
+  static PVQ_HD constexpr WideTile tile(int columns) {
+    return index_wide_tile(columns, kChunkBytes);
+  }
+
+  static __device__ __forceinline__ void prepare(const ProductTask& task, uint8_t* table,
+                                                 int threads) {
+    copy_index_tables(task.index, table, threads);
+  }
+
+  struct Tile {
+    uint32_t a[2][4][4];  // [b][q] fragments
+
+    __device__ __forceinline__ void load(const ProductTask& task, uint32_t from, int lane) {
+      constexpr int kSets = 16 / kDim, kLeaves = kDim / 4;
+      const IndexForm& form = task.index;
+#pragma unroll
+      for (int s = 0; s < kSets; ++s) {
+        IndexSet<kBits> set;
+        set.load(form, SharedBytes{from} + s * set.bytes(form), lane);
+        IndexGroup<kDim> group[4];
+        decode_set(form, set, group);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const float level = group[i].scale(form);
+          const __half2 scale = __floats2half2_rn(level, level);
+          const int b = kDim == 16 ? i / 2 : s, u = kDim == 16 ? i % 2 : i / 2;
+#pragma unroll
+          for (int l = 0; l < kLeaves; ++l) {
+            const int q = kDim == 16 ? l : i % 2 * kLeaves + l;
+            float16_weights(group[i].leaf[l], signed_pair(scale, group[i].signs, l), a[b][q][u],
+                            a[b][q][2 + u]);
+          }
+        }
+      }
+    }
+    __device__ __forceinline__ void done() const {
+      wgmma_done_with(a[0]);
+      wgmma_done_with(a[1]);
+    }
+
+    // Both negative where bit `l` of the signs is set. There are at most four signs.
+    static __device__ __forceinline__ __half2 signed_pair(__half2 scale, uint32_t signs, int l) {
+      const uint32_t both = signs * (1u << (31 - l) | 1u << (15 - l)) & 0x80008000u;
+      return as_half2(as_word(scale) ^ both);
+    }
+    // 1024 + v is exact in float16, whose last bits are v, and so is y = 1024 + v - (1024 + 128).
+    static __device__ __forceinline__ void float16_weights(uint32_t leaf, __half2 scale,
+                                                           uint32_t& first, uint32_t& second) {
+      const __half2 origin = __float2half2_rn(1024 + 128);
+      constexpr uint32_t kOnes = 0x64646464;  // the upper byte of 1024 ... 1279
+      first = as_word(__hmul2(__hsub2(as_half2(byte_permute(leaf, kOnes, 0x4140)), origin), scale));
+      second =
+          as_word(__hmul2(__hsub2(as_half2(byte_permute(leaf, kOnes, 0x4342)), origin), scale));
+    }
+    static __device__ __forceinline__ __half2 as_half2(uint32_t word) {
+      return *reinterpret_cast<const __half2*>(&word);
+    }
+    static __device__ __forceinline__ uint32_t as_word(__half2 pair) {
+      return *reinterpret_cast<const uint32_t*>(&pair);
+    }
+  };
+
+  using Sum = float;
+  static __device__ __forceinline__ float sum_of(Sum sum) { return sum; }
+
+  template <int kSums>
+  static __device__ __forceinline__ void multiply(const Tile& tile, uint32_t section,
+                                                  int section_bytes, bool add, Sum (&sums)[kSums]) {
+#pragma unroll
+    for (int b = 0; b < 2; ++b) {
+      const uint64_t columns = wgmma_operand(section + b * section_bytes);
+#pragma unroll
+      for (int q = 0; q < 4; ++q)
+        wgmma_float16(sums, tile.a[b][q], wgmma_step(columns, q), add || b + q > 0);
+    }
+  }
+};
+
+template <int kDim, int kBits>
+int launch_index_wide(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
+  switch (index_step(task.activations.rows())) {
+    case 8:
+      return launch_wide<IndexOperand<kDim, kBits>, 8>(task, multiprocessors, stream);
+    case 16:
+      return launch_wide<IndexOperand<kDim, kBits>, 16>(task, multiprocessors, stream);
+    default:
+      return launch_wide<IndexOperand<kDim, kBits>, 64>(task, multiprocessors, stream);
+  }
+}
+
+}  // namespace pvq
