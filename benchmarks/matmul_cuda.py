@@ -7,7 +7,8 @@ Every figure is a median over CUDA-graph replays with weights that no cache can 
 256) and narrow them inside, to int8 for table and overlapping codes and to float16 for the pyramid
 code. "floor" is a kernel that only reads the bytes of that width. Peers: F.linear in float16
 (cuBLAS), torch's int4 kernel (bfloat16, groups of 128), torch's fp8 product (e4m3, row-wise inputs
-already quantized) and bitsandbytes NF4 where it is installed. Ratios are cuBLAS over the kernel, so above one is faster.
+already quantized) and bitsandbytes NF4 where it is installed. Ratios are cuBLAS over the kernel, so
+above one is faster.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ cudaError_t expand(const ExpandTask& task, cudaStream_t stream) {
   const int64_t blocks = (task.num_chunks + kWarps - 1) / kWarps;
   const int processors = device_limits().multiprocessors;
   const auto grid = unsigned(blocks < processors ? blocks : processors);
-  return launch_overlapped(expand_kernel<kDim, T>, dim3(grid), kThreads, kIndexTableBytes, stream,
+  return launch_overlapped(expand_kernel<kDim, T>, dim3(grid), kThreads, kIndexReachBytes, stream,
                            task);
 }
 

@@ -30,6 +30,8 @@ constexpr int kIndexClassBytes = 128;  // of each of the three
 constexpr int kIndexRegions = kIndexClasses + 3 * kIndexClassBytes;
 
 constexpr int kIndexRarePlace = kTableAddress / 4;
+// Bytes from kTableAddress on that a kernel must have for that: four times M(32), rounded up.
+constexpr int kIndexReachBytes = 172 * 1024;
 
 struct IndexForm {
   const uint8_t* tables;         // what shared memory gets, in global memory; 16-byte aligned
