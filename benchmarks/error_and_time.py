@@ -4,10 +4,10 @@
 
 Joins two runs of this folder: errors on a Gaussian source (results/gaussian_mse.json, bits counted
 from the bytes) and products with one token at 28672 x 8192 on an H200 (results/matmul_cuda.json).
-The peers' times were measured on the same kind of machine with the same shapes. QTIP's error at 2 bits
-is that of its hybrid code in its paper (Tseng et al., arXiv 2406.11235, table 1); at 3 and 4 bits,
-for which the paper has none, that of its computed code (1MAD), simulated. Marlin's is that of its
-format, 4-bit integers with a scale from the largest of 128 weights.
+The peers' times were measured on the same kind of machine with the same shapes. QTIP's error at 2
+bits is that of its hybrid code in its paper (Tseng et al., arXiv 2406.11235, table 1); at 3 and 4
+bits, for which the paper has none, that of its computed code (1MAD), simulated. Marlin's is that of
+its format, 4-bit integers with a scale from the largest of 128 weights.
 """
 
 from __future__ import annotations
