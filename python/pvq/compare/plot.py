@@ -1,8 +1,10 @@
-"""Quality against bits as a picture: a curve for each code and rounding method."""
+"""Quality against bits as a picture: a colour for each code, a marker for each rounding method."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+_MARKERS = "os^vDPX*<>"
 
 
 def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
@@ -18,17 +20,25 @@ def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
         OSError: if the file cannot be written.
     """
     pyplot = import_pyplot()
-    curves: dict[str, list[tuple[float, float]]] = {}
+    curves: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for row in rows:
         if "problem" not in row:
-            points = curves.setdefault(f"{row['code']} {row['method']}", [])
+            points = curves.setdefault((row["code"], row["method"]), [])
             points.append((row["bits_per_weight"], row["kl_divergence"]))
     if not curves:
         raise ValueError("there is nothing to plot: no cell of the comparison could be run")
     figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
-    for label, points in curves.items():
+    codes = list(dict.fromkeys(code for code, _ in curves))
+    methods = list(dict.fromkeys(method for _, method in curves))
+    for (code, method), points in curves.items():
         bits, divergence = zip(*sorted(set(points)), strict=True)
-        axes.plot(bits, divergence, marker="o", label=label)
+        axes.plot(
+            bits,
+            divergence,
+            color=f"C{codes.index(code) % 10}",
+            marker=_MARKERS[methods.index(method) % len(_MARKERS)],
+            label=f"{code} {method}",
+        )
     axes.set_yscale("log")
     axes.set_xlabel("bits a weight, everything stored")
     axes.set_ylabel("KL divergence from the original, nats a token")
