@@ -26,7 +26,10 @@ def test_generate_in_small(tmp_path, options):
     assert done.returncode == 0, done.stderr
     rows = json.loads(file.read_text())["rows"]
     batches = {1, 3} if "--batch" in options else {1}
-    names = ["FP16", "no projections", "table-2", "table-3", "table-4", "pyramid-3.25"]
+    names = [
+        "FP16", "no projections", "table-2", "table-3", "table-4", "overlap-2", "overlap-3",
+        "pyramid-3.25",
+    ]  # fmt: skip
     assert {(row["model"], row["batch"]) for row in rows} == {
         (n, b) for n in names for b in batches
     }

@@ -130,7 +130,7 @@ TABLE_CASES = [
     (40, 256, 1, 128, 3), (20, 1280, 2, 0, 2), (300, 1024, 2, 1024, 3), (100, 512, 5, 256, 3),
     (40, 256, 12, 128, 3), (300, 640, 20, 0, 5), (700, 384, 9, 128, 4), (530, 256, 70, 256, 7),
     (16, 128, 33, 64, 132), (200, 8320, 2, 128, 2), (100, 8320, 4, 0, 1),
-    (64, 8320, 40, 128, 6), (33, 8320, 130, 128, 6),
+    (64, 8320, 40, 128, 6),
 ]  # fmt: skip
 
 
@@ -154,10 +154,17 @@ def test_overlap_products(products, bits, rows, cols, tokens, block, processors)
     form = OverlapFragments(trellis(bits))
     fragments = form.of_stored({"code": code}, (rows, cols))["fragments"]
     expected = rotate(x.double(), block, 5) @ w.T
-    for residual, allowed in ((False, 1e-2), (True, 1e-3)):
+    for residual, allowed in ((False, 1e-2), (True, 1e-3))[: 2 if bits in (2, 3) else 1]:
         step_bits = form.trellis.step_bits
         found = run(products, "lapped", fragments, scale, x, step_bits, block, residual, processors)
         assert relative_error(found, expected) < allowed
+
+
+def test_warps_that_narrow_several_tokens(products):
+    code, table, scale, w = random_code(33, 8320, 2, seed=1)
+    x = activations(130, 8320)
+    found = run(products, "table", table_fragments(code, table, 2), scale, x, 2, 128, False, 6)
+    assert relative_error(found, rotate(x.double(), 128, 5) @ w.T) < 1e-2
 
 
 @pytest.mark.parametrize("bits", [4, 6, 8])
@@ -253,9 +260,12 @@ def test_overlap_codes_become_the_same_weights(products, bits, cols):
     assert torch.equal(found, code.dequantize(stored, cols, torch.float32))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("pulses", [1, 2, 75, 353, 4096])
-@pytest.mark.parametrize("dim", [1, 3, 8, 12, 16, 32, 64, 100, 128, 255, 256])
+@pytest.mark.parametrize(
+    ("dim", "dtype"),
+    [(dim, torch.float32) for dim in (1, 3, 8, 12, 16, 32, 64, 100, 128, 255, 256)]
+    + [(dim, dtype) for dim in (8, 100, 128) for dtype in (torch.float16, torch.bfloat16)],
+)
 def test_activation_points_are_those_of_the_cpu(products, dim, pulses, dtype):
     x = awkward_groups(11, dim, pulses).to(dtype)
     y, amplitude, values = rounded_points(products, x, pulses)
@@ -298,13 +308,14 @@ POINT_CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("kind", "bits"),
-    [("table", 2), ("table", 3), ("table", 4), ("overlap", 2), ("overlap", 3.5)],
-)
-@pytest.mark.parametrize("pulses", [75, 353, 4096])
-@pytest.mark.parametrize(("rows", "cols", "tokens", "dim", "processors"), POINT_CASES)
-def test_products_of_points(products, kind, bits, pulses, rows, cols, tokens, dim, processors):
+KINDS = [("table", 2), ("table", 3), ("table", 4), ("overlap", 2), ("overlap", 3.5)]
+
+
+@pytest.mark.parametrize("kind", range(len(KINDS)))
+@pytest.mark.parametrize("case", range(len(POINT_CASES)))
+def test_products_of_points(products, kind, case):
+    pulses = (75, 353, 4096)[(kind + case) % 3]
+    (kind, bits), (rows, cols, tokens, dim, processors) = KINDS[kind], POINT_CASES[case]
     if kind == "table":
         code, table, scale, w = random_code(rows, cols, bits, seed=rows)
         fragments = table_fragments(code, table, bits)

@@ -214,9 +214,6 @@ inline unsigned atomicAdd(unsigned* p, unsigned n) {
 [[noreturn]] inline void __trap() { std::abort(); }
 
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
-inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
-  return unsigned((uint64_t(high) << 32 | low) << (shift & 31) >> 32);
-}
 inline uint64_t __umul64hi(uint64_t a, uint64_t b) {
   return uint64_t((unsigned __int128)a * b >> 64);
 }
@@ -249,9 +246,3 @@ inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __dsqrt_rn(double a) { return std::sqrt(a); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fmaf(a, b, c); }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __fsqrt_rn(float a) { return std::sqrt(a); }
-inline double __dmul_rn(double a, double b) { return a * b; }
-inline double __ddiv_rn(double a, double b) { return a / b; }
-inline double __dsqrt_rn(double a) { return std::sqrt(a); }
