@@ -48,7 +48,8 @@ class TesseraQ:
     Attributes:
         steps: of Adam for each decoder layer, each on one sample.
         rate: length of a step of the targets at the beginning, relative to the root mean square of
-            a matrix; falls to zero along a cosine. 0 leaves the points as they are.
+            a matrix; falls to zero along a cosine. 0 leaves the points as they are. Points lie
+            closer with more bits: at 4.25 bits a weight take 0.0025.
         scale_rate: the same of the logarithms of the rows' scales. 0 leaves them as they are.
         start: the method whose result is tuned.
     """
