@@ -5,7 +5,8 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import nn
 
-from pvq.codes.joined import TILE_ROWS, Joinable, JoinedForm, JoinedProduct, SharedProduct
+from pvq.codes import TILE_ROWS
+from pvq.codes.joined import Joinable, JoinedForm, JoinedProduct, SharedProduct
 from pvq.linear import PVQLinear
 
 SHARED_INPUTS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))

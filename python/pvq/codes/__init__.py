@@ -22,6 +22,9 @@ KERNEL_DTYPES = (torch.float16, torch.bfloat16)
 CHUNK_COLUMNS = 128
 """That the GPU's kernels multiply at a time: fragments have whole chunks."""
 
+TILE_ROWS = 16
+"""Of a tile of fragments (csrc/cuda/fragments.h)."""
+
 Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape and dtype of each tensor of a stored form."""
 

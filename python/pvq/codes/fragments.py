@@ -15,14 +15,12 @@ from typing import ClassVar
 import torch
 
 from pvq import _core
-from pvq.codes import CHUNK_COLUMNS, KERNEL_DTYPES, Stored
+from pvq.codes import CHUNK_COLUMNS, TILE_ROWS, Stored
 from pvq.codes.bits import unpack
+from pvq.codes.pyramid_fragments import PyramidFragments
 from pvq.ops.code import packed_bytes
 
-TILE_ROWS = 16
 _WIDTHS = (4, 6, 8)
-# Weights that are rearranged at one time.
-_SLAB_WEIGHTS = 1 << 25
 
 
 def fits_fragments(dim: int, cols: int) -> bool:
@@ -31,18 +29,12 @@ def fits_fragments(dim: int, cols: int) -> bool:
 
 
 @dataclass(frozen=True)
-class PlaneFragments:
-    """The fragments of matrices in one pyramid code; the fields are those of the code."""
-
-    dim: int
-    pulses: int
-    gain_bits: int
-    gain_law: str
+class PlaneFragments(PyramidFragments):
+    """Fragments of the points' integers."""
 
     layout: ClassVar[str] = "fragments"
-    tensors: ClassVar[tuple[str, ...]] = ("fragments",)
     replaces: ClassVar[tuple[str, ...]] = ("index",)
-    header: ClassVar[int] = 0
+    slab_weights: ClassVar[int] = 1 << 25
 
     def of_stored(self, stored: Stored, shape: tuple[int, int]) -> Stored | None:
         """The fragments of a matrix; ``None`` if its shape or an integer of it does not fit them.
@@ -55,7 +47,7 @@ class PlaneFragments:
             return None
         # decode cannot refuse an index on the GPU, because that would wait for it.
         torch.ops.pvq.check_codes(stored["index"], self.dim, self.pulses, cols // self.dim)
-        slabs = _slabs(rows, cols)
+        slabs = self._slabs(rows, cols)
         points = []
         for slab in slabs:
             y = self._points(stored["index"][slab], cols)
@@ -73,71 +65,22 @@ class PlaneFragments:
         ]
         return {"fragments": torch.cat(pieces) if pieces else stored["index"].new_empty(0)}
 
-    def to_stored(self, held: Stored, shape: tuple[int, int]) -> Stored:
-        """The index that the fragments were made from."""
-        rows, cols = shape
-        tiles = held["fragments"].view(-(-rows // TILE_ROWS), -1)
-        index = self._empty_index(rows, cols, tiles.device)
-        for slab in _slabs(rows, cols):
-            part = tiles[slab.start // TILE_ROWS : -(-slab.stop // TILE_ROWS)]
-            index[slab] = self._encode(unpack_planes(part, cols)[: slab.stop - slab.start])
-        return {"index": index}
-
-    def matmul(
-        self, x: torch.Tensor, held: Stored, rows: int, block: int, seed: int, activations: str
-    ) -> torch.Tensor:
-        """The product of ``x`` [..., cols], rotated unless ``block`` is 0, with every row.
-
-        In float32 the index is made again and expanded to a scratch, and the library multiplies.
-        """
-        y: torch.Tensor
-        if self.fuses(x, activations):
-            y = torch.ops.pvq.plane_matmul(x, held["fragments"], held["row_scale"], block, seed)
-        else:
-            index = self.to_stored(held, (rows, x.shape[-1]))["index"]
-            code = (index, held["gain"], held["row_scale"], *self._numbers)
-            y = torch.ops.pvq.matmul(x, *code, block, seed)
+    def _product(self, x: torch.Tensor, held: Stored, block: int, seed: int) -> torch.Tensor:
+        y: torch.Tensor = torch.ops.pvq.plane_matmul(
+            x, held["fragments"], held["row_scale"], block, seed
+        )
         return y
 
-    def fuses(self, x: torch.Tensor, activations: str) -> bool:
-        """Whether the product with ``x`` is the kernel's; it never rounds activations to 8 bits."""
-        return x.dtype in KERNEL_DTYPES
+    def _unpack(self, tiles: torch.Tensor, cols: int) -> torch.Tensor:
+        return unpack_planes(tiles, cols)
 
-    def dequantize_rows(
-        self,
-        held: Stored,
-        ids: torch.Tensor,
-        shape: tuple[int, int],
-        dtype: torch.dtype,
-        block: int,
-        seed: int,
-    ) -> torch.Tensor:
-        """The rows ``ids`` [n] of the matrix, rotated back unless ``block`` is 0: [n, cols]."""
-        rows, cols = shape
-        place = torch.where(ids < 0, ids + rows, ids).to(torch.int64)
-        tiles = held["fragments"].view(-(-rows // TILE_ROWS), -1)
-        index = self._empty_index(len(place), cols, place.device)
-        for slab in _slabs(len(place), TILE_ROWS * cols):
-            y = unpack_planes(tiles[place[slab] // TILE_ROWS], cols).view(-1, TILE_ROWS, cols)
-            row = torch.arange(len(y), device=place.device)
-            index[slab] = self._encode(y[row, place[slab] % TILE_ROWS])
-        code = (index, held["gain"][place], held["row_scale"][place], *self._numbers)
-        w: torch.Tensor = torch.ops.pvq.dequantize(*code, cols, dtype, block, seed)
-        return w
-
-    @property
-    def _numbers(self) -> tuple[int, int, int, str]:
-        return self.dim, self.pulses, self.gain_bits, self.gain_law
-
-    def _empty_index(self, rows: int, cols: int, device: torch.device) -> torch.Tensor:
+    def _empty(self, rows: int, cols: int, device: torch.device) -> Stored:
         width = packed_bytes(cols // self.dim, _core.index_bits(self.dim, self.pulses))
-        return torch.empty(rows, width, dtype=torch.uint8, device=device)
+        return {"index": torch.empty(rows, width, dtype=torch.uint8, device=device)}
 
-    def _encode(self, y: torch.Tensor) -> torch.Tensor:
-        """The index of the integers ``y`` int8 [rows, cols]."""
-        groups = y.to(torch.int16).view(len(y), y.shape[1] // self.dim, self.dim)
-        index: torch.Tensor = torch.ops.pvq.encode(groups, self.pulses)
-        return index
+    def _write(self, stored: Stored, rows: slice, items: torch.Tensor) -> None:
+        groups = items.to(torch.int16).view(len(items), items.shape[1] // self.dim, self.dim)
+        stored["index"][rows] = torch.ops.pvq.encode(groups, self.pulses)
 
     def _points(self, index: torch.Tensor, cols: int) -> torch.Tensor | None:
         """The integers as int8 [rows, cols]; ``None`` if one does not fit."""
@@ -157,11 +100,6 @@ class PlaneFragments:
 
 def _group(dim: int) -> int:
     return 16 if dim % 16 == 0 else 8
-
-
-def _slabs(rows: int, cols: int) -> list[slice]:
-    step = max(1, _SLAB_WEIGHTS // max(1, cols * TILE_ROWS)) * TILE_ROWS
-    return [slice(begin, min(rows, begin + step)) for begin in range(0, rows, step)]
 
 
 def pack_planes(y: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:

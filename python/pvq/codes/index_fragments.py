@@ -12,34 +12,23 @@ from typing import ClassVar
 import torch
 
 from pvq import _core
-from pvq.codes import KERNEL_DTYPES, Stored, regions
+from pvq.codes import CHUNK_COLUMNS, TILE_ROWS, Stored, regions
 from pvq.codes.bits import pack, unpack
-from pvq.codes.fragments import CHUNK_COLUMNS, TILE_ROWS
+from pvq.codes.pyramid_fragments import PyramidFragments
 from pvq.ops.code import packed_bytes
 
 _LANES = 32
 _SET = 4  # groups of a lane
 _SECTIONS = (32, 16, 8, 4, 2, 1)  # bits of a field in each
-# Weights that are converted at one time, in some 40 bytes of memory each.
-_SLAB_WEIGHTS = 1 << 22
 
 
 @dataclass(frozen=True)
-class IndexFragments:
-    """The fragments of matrices in one pyramid code; the fields are those of the code.
-
-    ``dim`` is 8 or 16, ``pulses`` at most 32.
-    """
-
-    dim: int
-    pulses: int
-    gain_bits: int
-    gain_law: str
+class IndexFragments(PyramidFragments):
+    """Fragments of the index; ``dim`` is 8 or 16, ``pulses`` at most 32."""
 
     layout: ClassVar[str] = "index"
-    tensors: ClassVar[tuple[str, ...]] = ("fragments",)
     replaces: ClassVar[tuple[str, ...]] = ("index", "gain")
-    header: ClassVar[int] = 0
+    slab_weights: ClassVar[int] = 1 << 22  # in some 40 bytes of memory each
 
     @property
     def bits(self) -> int:
@@ -59,70 +48,17 @@ class IndexFragments:
         torch.ops.pvq.check_codes(stored["index"], self.dim, self.pulses, cols // self.dim)
         pieces = [
             pack_numbers(self._numbers_of(stored["index"][s], stored["gain"][s], cols), *self._form)
-            for s in _slabs(rows, cols)
+            for s in self._slabs(rows, cols)
         ]
         return {"fragments": torch.cat(pieces)}
 
-    def to_stored(self, held: Stored, shape: tuple[int, int]) -> Stored:
-        """The index and the gains that the fragments were made from."""
-        rows, cols = shape
-        tiles = held["fragments"].view(-(-rows // TILE_ROWS), -1)
-        stored = self._empty(rows, cols, tiles.device)
-        for slab in _slabs(rows, cols):
-            part = tiles[slab.start // TILE_ROWS : -(-slab.stop // TILE_ROWS)]
-            numbers = unpack_numbers(part, cols // self.dim, *self._form)
-            self._write(stored, slab, numbers[: slab.stop - slab.start])
-        return stored
-
-    def matmul(
-        self, x: torch.Tensor, held: Stored, rows: int, block: int, seed: int, activations: str
-    ) -> torch.Tensor:
-        """The product of ``x`` [..., cols], rotated unless ``block`` is 0, with every row.
-
-        In float32 index and gains are made again and expanded to a scratch, and the library
-        multiplies.
-        """
-        y: torch.Tensor
-        if self.fuses(x, activations):
-            tensors = (held["fragments"], held["row_scale"])
-            y = torch.ops.pvq.index_matmul(x, *tensors, *self._numbers, block, seed)
-        else:
-            stored = self.to_stored(held, (rows, x.shape[-1]))
-            code = (stored["index"], stored["gain"], held["row_scale"], *self._numbers)
-            y = torch.ops.pvq.matmul(x, *code, block, seed)
+    def _product(self, x: torch.Tensor, held: Stored, block: int, seed: int) -> torch.Tensor:
+        tensors = (held["fragments"], held["row_scale"])
+        y: torch.Tensor = torch.ops.pvq.index_matmul(x, *tensors, *self._numbers, block, seed)
         return y
 
-    def fuses(self, x: torch.Tensor, activations: str) -> bool:
-        """Whether the product with ``x`` is the kernel's; it never rounds activations to 8 bits."""
-        return x.dtype in KERNEL_DTYPES
-
-    def dequantize_rows(
-        self,
-        held: Stored,
-        ids: torch.Tensor,
-        shape: tuple[int, int],
-        dtype: torch.dtype,
-        block: int,
-        seed: int,
-    ) -> torch.Tensor:
-        """The rows ``ids`` [n] of the matrix, rotated back unless ``block`` is 0: [n, cols]."""
-        rows, cols = shape
-        place = torch.where(ids < 0, ids + rows, ids).to(torch.int64)
-        tiles = held["fragments"].view(-(-rows // TILE_ROWS), -1)
-        stored = self._empty(len(place), cols, place.device)
-        for slab in _slabs(len(place), TILE_ROWS * cols):
-            numbers = unpack_numbers(
-                tiles[place[slab] // TILE_ROWS], cols // self.dim, *self._form
-            ).view(-1, TILE_ROWS, cols // self.dim)
-            row = torch.arange(len(numbers), device=place.device)
-            self._write(stored, slab, numbers[row, place[slab] % TILE_ROWS])
-        code = (stored["index"], stored["gain"], held["row_scale"][place], *self._numbers)
-        w: torch.Tensor = torch.ops.pvq.dequantize(*code, cols, dtype, block, seed)
-        return w
-
-    @property
-    def _numbers(self) -> tuple[int, int, int, str]:
-        return self.dim, self.pulses, self.gain_bits, self.gain_law
+    def _unpack(self, tiles: torch.Tensor, cols: int) -> torch.Tensor:
+        return unpack_numbers(tiles, cols // self.dim, *self._form)
 
     @property
     def _form(self) -> tuple[int, int]:
@@ -148,20 +84,15 @@ class IndexFragments:
         signs = word & ((1 << leaves) - 1)
         return word >> leaves << leaves + self.gain_bits | codes << leaves | signs
 
-    def _write(self, stored: Stored, rows: slice, numbers: torch.Tensor) -> None:
-        """Index and gains of ``numbers`` int64 [rows, groups], into ``rows`` of ``stored``."""
+    def _write(self, stored: Stored, rows: slice, items: torch.Tensor) -> None:
+        """Index and gains of ``items``, the numbers int64 [rows, groups]."""
         leaves = self.dim // 4
-        signs = numbers & ((1 << leaves) - 1)
-        word = numbers >> leaves + self.gain_bits << leaves | signs
+        signs = items & ((1 << leaves) - 1)
+        word = items >> leaves + self.gain_bits << leaves | signs
         y = regions.decode(word, self.dim, self.pulses).to(torch.int16)
         stored["index"][rows] = torch.ops.pvq.encode(y, self.pulses)
-        codes = numbers >> leaves & ((1 << self.gain_bits) - 1)
+        codes = items >> leaves & ((1 << self.gain_bits) - 1)
         stored["gain"][rows] = pack(codes, self.gain_bits)
-
-
-def _slabs(rows: int, cols: int) -> list[slice]:
-    step = max(1, _SLAB_WEIGHTS // max(1, cols * TILE_ROWS)) * TILE_ROWS
-    return [slice(begin, min(rows, begin + step)) for begin in range(0, rows, step)]
 
 
 def pack_numbers(numbers: torch.Tensor, dim: int, bits: int) -> torch.Tensor:

@@ -19,8 +19,6 @@ from pvq import _core
 from pvq.activations import DECODED, ActivationCode, multiply, takes_points
 from pvq.codes import RunTimeForm, Stored
 
-TILE_ROWS = 16
-
 
 @runtime_checkable
 class Joinable(Protocol):

@@ -5,15 +5,15 @@ code's table (csrc/cuda/overlap_decode.cuh): as large as the stored form, which 
 them again, bit for bit. Columns must be a multiple of 128.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from pvq.codes import CHUNK_COLUMNS, KERNEL_DTYPES, Stored, tables_take_points
+from pvq.codes import CHUNK_COLUMNS, KERNEL_DTYPES, TILE_ROWS, Stored, tables_take_points
 from pvq.codes.overlap_trellis import DIM, Trellis
 
-_TILE_ROWS = 16
 _LANES = 4  # that share a row
 _BIAS = 128  # of the sum of the two points of a weight
 
@@ -38,8 +38,10 @@ class OverlapFragments:
         if shape[1] % CHUNK_COLUMNS:
             return None
         code = stored["code"]
-        table = positive_table(self.trellis.to(code.device).table)
-        parts = table.flatten(), pack(code, self.trellis.step_bits).flatten()
+        parts = (
+            _header_of(self.trellis).to(code.device),
+            pack(code, self.trellis.step_bits).flatten(),
+        )
         return {"fragments": torch.cat(parts)}
 
     def to_stored(self, held: Stored, shape: tuple[int, int]) -> Stored:
@@ -108,9 +110,9 @@ class OverlapFragments:
         rows, cols = shape
         place = torch.where(ids < 0, ids + rows, ids).to(torch.int64)
         # Each tile with one of the rows becomes a matrix of one tile.
-        tiles = self._tiles(held, *shape)[place // _TILE_ROWS]
-        code = unpack(tiles, self.trellis.step_bits).view(len(place), _TILE_ROWS, -1)
-        code = code[torch.arange(len(place), device=place.device), place % _TILE_ROWS]
+        tiles = self._tiles(held, *shape)[place // TILE_ROWS]
+        code = unpack(tiles, self.trellis.step_bits).view(len(place), TILE_ROWS, -1)
+        code = code[torch.arange(len(place), device=place.device), place % TILE_ROWS]
         table, numbers = self._table(code)
         w: torch.Tensor = torch.ops.pvq.overlap_dequantize(
             code, held["row_scale"][place], table, *numbers, cols, dtype, block, seed
@@ -120,12 +122,18 @@ class OverlapFragments:
     def _tiles(self, held: Stored, rows: int, cols: int) -> torch.Tensor:
         """The fragments behind the table, uint8 [tiles, chunks, bytes]."""
         chunks = held["fragments"][self.header :]
-        tiles = -(-rows // _TILE_ROWS)
-        return chunks.view(tiles, cols // CHUNK_COLUMNS, _TILE_ROWS * 8 * self.trellis.step_bits)
+        tiles = -(-rows // TILE_ROWS)
+        return chunks.view(tiles, cols // CHUNK_COLUMNS, TILE_ROWS * 8 * self.trellis.step_bits)
 
     def _table(self, code: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         numbers = self.trellis.to(code.device)
         return numbers.table, (numbers.step_bits, numbers.lag)
+
+
+@functools.cache
+def _header_of(trellis: Trellis) -> torch.Tensor:
+    """The table in front of all fragments of a code, checked once."""
+    return positive_table(trellis.table).flatten()
 
 
 def positive_table(table: torch.Tensor) -> torch.Tensor:
@@ -151,8 +159,8 @@ def pack(code: torch.Tensor, step_bits: int) -> torch.Tensor:
     there are two, then half a word if that is left.
     """
     rows, row_bytes = code.shape
-    tiles, chunks = -(-rows // _TILE_ROWS), row_bytes // (8 * step_bits)
-    padded = code.new_zeros(tiles * _TILE_ROWS, row_bytes)
+    tiles, chunks = -(-rows // TILE_ROWS), row_bytes // (8 * step_bits)
+    padded = code.new_zeros(tiles * TILE_ROWS, row_bytes)
     padded[:rows] = code
     v = padded.view(tiles, 2, 8, chunks, _LANES, 2 * step_bits)  # tile, u, g, chunk, t, byte
     words = step_bits // 2
@@ -176,4 +184,4 @@ def unpack(tiles: torch.Tensor, step_bits: int) -> torch.Tensor:
         part = tiles[..., end : end + 32 * 2 * bytes_].reshape(count, chunks, 8, _LANES, 2, bytes_)
         parts.append(part.permute(0, 4, 2, 1, 3, 5))
         end += 32 * 2 * bytes_
-    return torch.cat(parts, dim=-1).reshape(_TILE_ROWS * count, -1)
+    return torch.cat(parts, dim=-1).reshape(TILE_ROWS * count, -1)

@@ -1,5 +1,6 @@
 """Gradients that products share."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,29 @@ def dense_gradient(grad: Tensor, w: Tensor, block: int, seed: int) -> Tensor:
     if block:
         x_grad = torch.ops.pvq.hadamard(x_grad, block, seed, True)
     return x_grad
+
+
+def register_by_expansion(name: str, expand: Callable[..., Tensor], options: int = 0) -> None:
+    """Gives ``pvq::name``, a product from fragments, the gradient of the dense product.
+
+    Args:
+        name: of an operator (x, fragments, row_scale, *numbers, block, seed, *options).
+        expand: of (fragments, row_scale, numbers, cols, dtype), the weights [rows, cols] before
+            they are rotated back.
+        options: how many arguments follow the seed.
+    """
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, fragments, row_scale, *rest = inputs
+        *ctx.numbers, ctx.block, ctx.seed = rest[: len(rest) - options]
+        ctx.cols, ctx.others = x.shape[-1], len(inputs) - 1
+        ctx.save_for_backward(fragments, row_scale)
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        w = expand(*ctx.saved_tensors, ctx.numbers, ctx.cols, grad.dtype)
+        return dense_gradient(grad, w, ctx.block, ctx.seed), *[None] * ctx.others
+
+    torch.library.register_autograd(f"pvq::{name}", backward, setup_context=keep)
 
 
 def register_transposes(name: str, tensors: int) -> None:

@@ -4,12 +4,10 @@ The gradient in the activations is that of the dense product: the incoming gradi
 expanded weights, rotated back.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from pvq.ops.gradient import dense_gradient
+from pvq.ops.gradient import register_by_expansion
 
 
 @torch.library.register_fake("pvq::plane_expand")
@@ -26,18 +24,9 @@ def _plane_matmul_fake(
     return x.new_empty((*x.shape[:-1], row_scale.shape[0]))
 
 
-def _keep_matrix(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, fragments, row_scale, ctx.block, ctx.seed = inputs
-    ctx.cols = x.shape[-1]
-    ctx.save_for_backward(fragments, row_scale)
-
-
-def _plane_matmul_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    fragments, row_scale = ctx.saved_tensors
-    w = torch.ops.pvq.plane_expand(fragments, row_scale, ctx.cols, grad.dtype)
-    return dense_gradient(grad, w, ctx.block, ctx.seed), None, None, None, None
-
-
-torch.library.register_autograd(
-    "pvq::plane_matmul", _plane_matmul_backward, setup_context=_keep_matrix
+register_by_expansion(
+    "plane_matmul",
+    lambda fragments, row_scale, numbers, cols, dtype: torch.ops.pvq.plane_expand(
+        fragments, row_scale, *numbers, cols, dtype
+    ),
 )

@@ -5,15 +5,12 @@ the dense product: the incoming gradient times the expanded weights, rotated bac
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pvq.ops.gradient import dense_gradient
-
-# As in csrc/cuda/fragments.h and csrc/cuda/table_matmul.h.
-TILE_ROWS = 16
+from pvq.codes import TILE_ROWS
+from pvq.ops.gradient import register_by_expansion
 
 
 def _table_bytes(bits: int) -> int:
@@ -78,18 +75,15 @@ def _register(
     ) -> Tensor:
         return x.new_empty((*x.shape[:-1], row_scale.shape[0]))
 
-    def keep_matrix(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, fragments, row_scale, ctx.bits, ctx.block, ctx.seed, _ = inputs
-        ctx.save_for_backward(fragments, row_scale)
-
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        expanded = getattr(torch.ops.pvq, expand)
-        w = expanded(*ctx.saved_tensors, ctx.bits, grad.dtype)
-        return dense_gradient(grad, w, ctx.block, ctx.seed), *[None] * 6
-
     torch.library.register_fake(f"pvq::{expand}", expand_fake)
     torch.library.register_fake(f"pvq::{product}", product_fake)
-    torch.library.register_autograd(f"pvq::{product}", backward, setup_context=keep_matrix)
+    register_by_expansion(
+        product,
+        lambda fragments, row_scale, numbers, cols, dtype: getattr(torch.ops.pvq, expand)(
+            fragments, row_scale, *numbers, dtype
+        ),
+        options=1,
+    )
 
 
 _register("table_expand", "table_matmul_fragments", 8, _table_bytes)
