@@ -122,11 +122,6 @@ class MultipliesPoints(Protocol):
         ...
 
 
-def tables_take_points(dim: int, dtype: torch.dtype) -> bool:
-    """Whether the GPU's products with tables take points in groups of ``dim`` columns."""
-    return CHUNK_COLUMNS % dim == 0 and dim % 4 == 0 and dtype in KERNEL_DTYPES
-
-
 class Rounder(Protocol):
     """A matrix on its way into a code, block of columns after block: what feedback methods ask.
 

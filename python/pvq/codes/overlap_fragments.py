@@ -7,26 +7,22 @@ them again, bit for bit. Columns must be a multiple of 128.
 
 import functools
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
-from pvq.codes import CHUNK_COLUMNS, KERNEL_DTYPES, TILE_ROWS, Stored, tables_take_points
+from pvq.codes import CHUNK_COLUMNS, TILE_ROWS, Stored
 from pvq.codes.overlap_trellis import DIM, Trellis
+from pvq.codes.table_forms import TableForm
 
 _LANES = 4  # that share a row
 _BIAS = 128  # of the sum of the two points of a weight
 
 
 @dataclass(frozen=True)
-class OverlapFragments:
+class OverlapFragments(TableForm):
     """The fragments of matrices in one overlapping-pyramid code."""
 
     trellis: Trellis
-
-    layout: ClassVar[str] = "fragments"
-    tensors: ClassVar[tuple[str, ...]] = ("fragments",)
-    replaces: ClassVar[tuple[str, ...]] = ("code",)
 
     @property
     def header(self) -> int:
@@ -69,14 +65,6 @@ class OverlapFragments:
                 x, code, held["row_scale"], table, *numbers, block, seed
             )
         return y
-
-    def fuses(self, x: torch.Tensor, activations: str) -> bool:
-        """Whether the product with ``x`` is the kernel's, which rounds activations."""
-        return activations != "float" and x.dtype in KERNEL_DTYPES
-
-    def takes_points(self, dim: int, dtype: torch.dtype) -> bool:
-        """Groups that a chunk of columns is made of."""
-        return tables_take_points(dim, dtype)
 
     def matmul_points(
         self,

@@ -12,18 +12,16 @@ from typing import ClassVar
 import torch
 
 from pvq import _core
-from pvq.codes import CHUNK_COLUMNS, KERNEL_DTYPES, Stored, tables_take_points
+from pvq.codes import CHUNK_COLUMNS, Stored
+from pvq.codes.table_forms import TableForm
 
 
 @dataclass(frozen=True)
-class TableFragments:
+class TableFragments(TableForm):
     """The fragments of matrices in one table code; the field is that of the code."""
 
     bits: int
 
-    layout: ClassVar[str] = "fragments"
-    tensors: ClassVar[tuple[str, ...]] = ("fragments",)
-    replaces: ClassVar[tuple[str, ...]] = ("code",)
     header: ClassVar[int] = 1024  # the table
 
     def of_stored(self, stored: Stored, shape: tuple[int, int]) -> Stored | None:
@@ -55,14 +53,6 @@ class TableFragments:
             code = self.to_stored(held, (rows, x.shape[-1]))["code"]
             y = torch.ops.pvq.table_matmul(x, code, held["row_scale"], self.bits, block, seed)
         return y
-
-    def fuses(self, x: torch.Tensor, activations: str) -> bool:
-        """Whether the product with ``x`` is the kernel's, which rounds activations."""
-        return activations != "float" and x.dtype in KERNEL_DTYPES
-
-    def takes_points(self, dim: int, dtype: torch.dtype) -> bool:
-        """Groups that a chunk of columns is made of."""
-        return tables_take_points(dim, dtype)
 
     def matmul_points(
         self,
