@@ -51,12 +51,14 @@ struct OverlapTrellis {
   PVQ_ALWAYS int symbols() const { return 1 << step_bits; }
 };
 
-// The trellises of the library's codes by the bits of a symbol, 4 to 8 (2 to 4 bits a weight).
+// The trellises of the library's codes, by the bits of two weights: 4 to 8.
 struct OverlapShape {
-  int window_bits, lag;
+  int dim, step_bits, window_bits, lag;
 };
-PVQ_HD constexpr OverlapShape overlap_shape(int step_bits) {
-  return step_bits <= 5 ? OverlapShape{8, 2} : OverlapShape{9, 1};
+PVQ_HD constexpr OverlapShape overlap_shape(int pair_bits) {
+  return pair_bits == 4   ? OverlapShape{4, 8, 9, 1}
+         : pair_bits == 5 ? OverlapShape{2, 5, 8, 2}
+                          : OverlapShape{2, pair_bits, 9, 1};
 }
 
 }  // namespace pvq

@@ -14,13 +14,13 @@ namespace pvq {
 constexpr int kNarrowRows = 8;  // of activations, for which the product has a kernel of its own
 
 // A code that products read through a table of words in shared memory: a table code of 2, 3 or 4
-// bits a weight, or an overlapping-pyramid code whose symbols of two weights have 4 to 8.
+// bits a weight, or an overlapping-pyramid code of 4 to 8 bits for two weights.
 struct TableFormat {
   bool overlap;
   int half_bits;  // twice the bits of a weight
 
   static PVQ_HD constexpr TableFormat table(int bits) { return {false, 2 * bits}; }
-  static PVQ_HD constexpr TableFormat overlapping(int step_bits) { return {true, step_bits}; }
+  static PVQ_HD constexpr TableFormat overlapping(int pair_bits) { return {true, pair_bits}; }
   PVQ_HD constexpr int chunk_bytes() const { return kTileRows * kChunkCols * half_bits / 16; }
   PVQ_HD constexpr int table_words() const {
     return overlap ? 1 << overlap_shape(half_bits).window_bits : 256;
