@@ -73,9 +73,9 @@ def overlap_code(bits: float) -> Callable[[int, int, int], Calls]:
         first = form.of_stored({"code": code}, (rows, cols))["fragments"]
         fragments = [first.clone() for _ in range(copies_for(first.numel()))]
         scale = torch.ones(rows, device="cuda", dtype=torch.bfloat16) / 64
-        x, step_bits = activations(tokens, cols), form.trellis.step_bits
+        x, pair_bits = activations(tokens, cols), round(2 * bits)
         return [
-            lambda f=f: torch.ops.pvq.overlap_matmul_fragments(x, f, scale, step_bits, BLOCK, 1)
+            lambda f=f: torch.ops.pvq.overlap_matmul_fragments(x, f, scale, pair_bits, BLOCK, 1)
             for f in fragments
         ]
 

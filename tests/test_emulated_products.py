@@ -155,8 +155,8 @@ def test_overlap_products(products, bits, rows, cols, tokens, block, processors)
     fragments = form.of_stored({"code": code}, (rows, cols))["fragments"]
     expected = rotate(x.double(), block, 5) @ w.T
     for residual, allowed in ((False, 1e-2), (True, 1e-3))[: 2 if bits in (2, 3) else 1]:
-        step_bits = form.trellis.step_bits
-        found = run(products, "lapped", fragments, scale, x, step_bits, block, residual, processors)
+        pair_bits = round(2 * bits)
+        found = run(products, "lapped", fragments, scale, x, pair_bits, block, residual, processors)
         assert relative_error(found, expected) < allowed
 
 

@@ -6,7 +6,7 @@ from test_table_matmul_cuda import activations, relative_error, rotate
 
 import pvq
 from pvq.codes.overlap import trellis
-from pvq.codes.overlap_fragments import OverlapFragments, pack, positive_table, unpack
+from pvq.codes.overlap_fragments import OverlapFragments, pack, table_bytes, unpack
 
 ops = torch.ops.pvq
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -80,20 +80,25 @@ def test_the_way_back_is_exact(bits, rows):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_words_of_the_table_add_up_without_carries(bits):
-    table = trellis(bits).table
-    sums = positive_table(table).int()
-    every = sums[:, None, 0] + sums[None, :, 1]
+    table, words = trellis(bits).table, table_bytes(trellis(bits).table).int()
+    assert words.shape == (len(table), 4)
+    if table.shape[2] == 4:
+        first, second, bias, most = words & 15, words >> 4, 16, 31
+    else:
+        first, second, bias, most = words[:, :2], words[:, 2:], 128, 255
+    every = first[:, None] + second[None]
     exact = table[:, None, 0].int() + table[None, :, 1].int()
-    assert torch.equal(every - 128, exact)
+    assert torch.equal(every - bias, exact)
     assert every.min() >= 0
-    assert every.max() <= 255
+    assert every.max() <= most
 
 
-def test_a_table_that_does_not_fit_is_refused():
-    table = torch.zeros(256, 2, 2, dtype=torch.int8)
-    table[0, 0], table[1, 1] = 100, 60
+@pytest.mark.parametrize(("dim", "first", "second"), [(2, 100, 60), (4, 8, 0), (4, 0, -9)])
+def test_a_table_that_does_not_fit_is_refused(dim, first, second):
+    table = torch.zeros(256, 2, dim, dtype=torch.int8)
+    table[0, 0], table[1, 1] = first, second
     with pytest.raises(ValueError, match="table"):
-        positive_table(table)
+        table_bytes(table)
 
 
 @gpu
@@ -180,7 +185,7 @@ def test_bad_input():
     code, scale, _ = random_overlap_code(40, 256, 2)
     fragments, scale = fragments_of(code, 2, 256, "cuda"), scale.cuda()
     x = activations(2, 256).cuda()
-    with pytest.raises(RuntimeError, match="step_bits"):
+    with pytest.raises(RuntimeError, match="pair_bits"):
         ops.overlap_matmul_fragments(x, fragments, scale, 9)
     with pytest.raises(RuntimeError, match="fragments has"):
         ops.overlap_matmul_fragments(x, fragments[:-16], scale, 4)

@@ -77,7 +77,7 @@ STABLE_TORCH_LIBRARY(pvq, m) {
       " int bits, int largest, ScalarType dtype) -> Tensor");
   m.def(
       "overlap_matmul_points(Tensor point, Tensor amplitude, Tensor fragments, Tensor row_scale,"
-      " int step_bits, int largest, ScalarType dtype) -> Tensor");
+      " int pair_bits, int largest, ScalarType dtype) -> Tensor");
   m.def(
       "overlap_search(Tensor x, Tensor table, int step_bits, int lag, Tensor? weight=None,"
       " Tensor? start=None, Tensor? end=None, bool ring=False, int beam=0)"
@@ -92,10 +92,10 @@ STABLE_TORCH_LIBRARY(pvq, m) {
       "overlap_matmul_transposed(Tensor g, Tensor code, Tensor row_scale, Tensor table,"
       " int step_bits, int lag, int cols, int block=0, int seed=0) -> Tensor");
   m.def(
-      "overlap_expand(Tensor fragments, Tensor row_scale, int step_bits, ScalarType dtype)"
+      "overlap_expand(Tensor fragments, Tensor row_scale, int pair_bits, ScalarType dtype)"
       " -> Tensor");
   m.def(
-      "overlap_matmul_fragments(Tensor x, Tensor fragments, Tensor row_scale, int step_bits,"
+      "overlap_matmul_fragments(Tensor x, Tensor fragments, Tensor row_scale, int pair_bits,"
       " int block=0, int seed=0, bool residual=False) -> Tensor");
 }
 

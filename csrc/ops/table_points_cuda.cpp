@@ -104,12 +104,12 @@ Tensor table_matmul_points(const Tensor& point, const Tensor& amplitude, const T
 }
 
 Tensor overlap_matmul_points(const Tensor& point, const Tensor& amplitude, const Tensor& fragments,
-                             const Tensor& row_scale, int64_t step_bits, int64_t largest,
+                             const Tensor& row_scale, int64_t pair_bits, int64_t largest,
                              ScalarType dtype) {
   constexpr const char* op = "overlap_matmul_points";
-  check_range(op, "step_bits", step_bits, 4, 8);
+  check_range(op, "pair_bits", pair_bits, 4, 8);
   return multiply_points(op, point, amplitude, fragments, row_scale,
-                         TableFormat::overlapping(int(step_bits)), largest, dtype);
+                         TableFormat::overlapping(int(pair_bits)), largest, dtype);
 }
 
 }  // namespace

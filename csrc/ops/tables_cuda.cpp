@@ -13,9 +13,9 @@ TableFormat table_format(const char* op, int64_t bits) {
   return TableFormat::table(int(bits));
 }
 
-TableFormat overlap_format(const char* op, int64_t step_bits) {
-  check_range(op, "step_bits", step_bits, 4, 8);
-  return TableFormat::overlapping(int(step_bits));
+TableFormat overlap_format(const char* op, int64_t pair_bits) {
+  check_range(op, "pair_bits", pair_bits, 4, 8);
+  return TableFormat::overlapping(int(pair_bits));
 }
 
 // Columns of the matrix behind fragments of `rows` rows.
@@ -74,16 +74,16 @@ Tensor table_matmul_fragments(const Tensor& x, const Tensor& fragments, const Te
   return matmul(op, x, fragments, row_scale, table_format(op, bits), {block, seed}, residual);
 }
 
-Tensor overlap_expand(const Tensor& fragments, const Tensor& row_scale, int64_t step_bits,
+Tensor overlap_expand(const Tensor& fragments, const Tensor& row_scale, int64_t pair_bits,
                       ScalarType dtype) {
   constexpr const char* op = "overlap_expand";
-  return expand(op, fragments, row_scale, overlap_format(op, step_bits), dtype);
+  return expand(op, fragments, row_scale, overlap_format(op, pair_bits), dtype);
 }
 
 Tensor overlap_matmul_fragments(const Tensor& x, const Tensor& fragments, const Tensor& row_scale,
-                                int64_t step_bits, int64_t block, int64_t seed, bool residual) {
+                                int64_t pair_bits, int64_t block, int64_t seed, bool residual) {
   constexpr const char* op = "overlap_matmul_fragments";
-  return matmul(op, x, fragments, row_scale, overlap_format(op, step_bits), {block, seed},
+  return matmul(op, x, fragments, row_scale, overlap_format(op, pair_bits), {block, seed},
                 residual);
 }
 

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 
 from pvq.codes import CHUNK_COLUMNS, TILE_ROWS, Stored
-from pvq.codes.overlap_trellis import DIM, Trellis
+from pvq.codes.overlap_trellis import Trellis
 from pvq.codes.table_forms import TableForm
 
 _LANES = 4  # that share a row
-_BIAS = 128  # of the sum of the two points of a weight
+_BIAS = 128  # of the sum of the two points of a weight in groups of two
+_HALF = 8  # of each point in groups of four, whose points are int4
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,12 @@ class OverlapFragments(TableForm):
 
     @property
     def header(self) -> int:
-        """Bytes of the table."""
-        return 2 * DIM * len(self.trellis.table)
+        """Bytes of the table: a word for each window."""
+        return 4 * len(self.trellis.table)
+
+    @property
+    def _pair_bits(self) -> int:
+        return 2 * self.trellis.step_bits // self.trellis.table.shape[2]
 
     def of_stored(self, stored: Stored, shape: tuple[int, int]) -> Stored | None:
         """The fragments of a matrix; ``None`` if its columns are no multiple of 128."""
@@ -36,13 +41,13 @@ class OverlapFragments(TableForm):
         code = stored["code"]
         parts = (
             _header_of(self.trellis).to(code.device),
-            pack(code, self.trellis.step_bits).flatten(),
+            pack(code, self._pair_bits).flatten(),
         )
         return {"fragments": torch.cat(parts)}
 
     def to_stored(self, held: Stored, shape: tuple[int, int]) -> Stored:
         """The code that the fragments were made from."""
-        return {"code": unpack(self._tiles(held, *shape), self.trellis.step_bits)[: shape[0]]}
+        return {"code": unpack(self._tiles(held, *shape), self._pair_bits)[: shape[0]]}
 
     def matmul(
         self, x: torch.Tensor, held: Stored, rows: int, block: int, seed: int, activations: str
@@ -55,7 +60,7 @@ class OverlapFragments(TableForm):
         y: torch.Tensor
         if self.fuses(x, activations):
             y = torch.ops.pvq.overlap_matmul_fragments(
-                *(x, held["fragments"], held["row_scale"], self.trellis.step_bits, block, seed),
+                *(x, held["fragments"], held["row_scale"], self._pair_bits, block, seed),
                 activations == "int8x2",
             )
         else:
@@ -79,9 +84,9 @@ class OverlapFragments(TableForm):
 
         What becomes of the points is as for :class:`pvq.codes.table_fragments.TableFragments`.
         """
-        fragments, step_bits = held["fragments"], self.trellis.step_bits
+        fragments = held["fragments"]
         y: torch.Tensor = torch.ops.pvq.overlap_matmul_points(
-            *(point, amplitude, fragments, held["row_scale"], step_bits, pulses, dtype)
+            *(point, amplitude, fragments, held["row_scale"], self._pair_bits, pulses, dtype)
         )
         return y
 
@@ -99,7 +104,7 @@ class OverlapFragments(TableForm):
         place = torch.where(ids < 0, ids + rows, ids).to(torch.int64)
         # Each tile with one of the rows becomes a matrix of one tile.
         tiles = self._tiles(held, *shape)[place // TILE_ROWS]
-        code = unpack(tiles, self.trellis.step_bits).view(len(place), TILE_ROWS, -1)
+        code = unpack(tiles, self._pair_bits).view(len(place), TILE_ROWS, -1)
         code = code[torch.arange(len(place), device=place.device), place % TILE_ROWS]
         table, numbers = self._table(code)
         w: torch.Tensor = torch.ops.pvq.overlap_dequantize(
@@ -111,7 +116,7 @@ class OverlapFragments(TableForm):
         """The fragments behind the table, uint8 [tiles, chunks, bytes]."""
         chunks = held["fragments"][self.header :]
         tiles = -(-rows // TILE_ROWS)
-        return chunks.view(tiles, cols // CHUNK_COLUMNS, TILE_ROWS * 8 * self.trellis.step_bits)
+        return chunks.view(tiles, cols // CHUNK_COLUMNS, TILE_ROWS * 8 * self._pair_bits)
 
     def _table(self, code: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         numbers = self.trellis.to(code.device)
@@ -121,15 +126,27 @@ class OverlapFragments(TableForm):
 @functools.cache
 def _header_of(trellis: Trellis) -> torch.Tensor:
     """The table in front of all fragments of a code, checked once."""
-    return positive_table(trellis.table).flatten()
+    return table_bytes(trellis.table).flatten()
 
 
-def positive_table(table: torch.Tensor) -> torch.Tensor:
-    """The table int8 [windows, 2, DIM] as uint8: its sums of two points are those plus 128.
+def table_bytes(table: torch.Tensor) -> torch.Tensor:
+    """The table int8 [windows, 2, dim] of positive points, uint8 [windows, 4].
+
+    In groups of two weights a byte for each point of a weight, the own group's first, so that the
+    sum of two points is that of the table plus 128. In groups of four, whose points are int4, a
+    byte for each weight, each point plus 8, the own group's in the lower half.
 
     Raises:
         ValueError: if the points do not fit.
     """
+    if table.shape[2] == 4:
+        nibble = table.short() + _HALF
+        if not 0 <= int(nibble.min()) <= int(nibble.max()) < 2 * _HALF:
+            raise ValueError(
+                "table has points of four weights that do not fit four bits, expected "
+                f"{-_HALF} to {_HALF - 1}"
+            )
+        return (nibble[:, 0] | nibble[:, 1] << 4).to(torch.uint8)
     bias = torch.stack([-table[:, 0].amin(), _BIAS + table[:, 0].amin()]).short()
     positive = table.short() + bias[None, :, None]
     if not 0 <= int(positive.min()) <= int(positive.amax((0, 2)).sum()) <= 255:
@@ -137,38 +154,38 @@ def positive_table(table: torch.Tensor) -> torch.Tensor:
             "table has points whose sums with the bias of 128 do not fit a byte, expected sums of "
             f"two from -{_BIAS} to {_BIAS - 1}"
         )
-    return positive.to(torch.uint8)
+    return positive.to(torch.uint8).flatten(1)
 
 
-def pack(code: torch.Tensor, step_bits: int) -> torch.Tensor:
+def pack(code: torch.Tensor, pair_bits: int) -> torch.Tensor:
     """The chunks of ``code`` uint8 [rows, bytes]: uint8 [tiles, chunks, bytes of a chunk].
 
-    A lane has ``2 * step_bits`` bytes of two rows u: whole words i, two of a row at a time while
+    A lane has ``2 * pair_bits`` bytes of two rows u: whole words i, two of a row at a time while
     there are two, then half a word if that is left.
     """
     rows, row_bytes = code.shape
-    tiles, chunks = -(-rows // TILE_ROWS), row_bytes // (8 * step_bits)
+    tiles, chunks = -(-rows // TILE_ROWS), row_bytes // (8 * pair_bits)
     padded = code.new_zeros(tiles * TILE_ROWS, row_bytes)
     padded[:rows] = code
-    v = padded.view(tiles, 2, 8, chunks, _LANES, 2 * step_bits)  # tile, u, g, chunk, t, byte
-    words = step_bits // 2
+    v = padded.view(tiles, 2, 8, chunks, _LANES, 2 * pair_bits)  # tile, u, g, chunk, t, byte
+    words = pair_bits // 2
     even = words // 2 * 2
     pairs = v[..., : 4 * even].reshape(tiles, 2, 8, chunks, _LANES, even // 2, 2, 4)
     parts = [pairs.permute(0, 3, 5, 2, 4, 6, 1, 7)]  # [pair][g, t][i, u, byte]
-    rest = [(4 * even, 4 * words), (4 * words, 2 * step_bits)]
+    rest = [(4 * even, 4 * words), (4 * words, 2 * pair_bits)]
     parts += [v[..., a:b].permute(0, 3, 2, 4, 1, 5) for a, b in rest if a < b]  # [g, t][u, byte]
     return torch.cat([part.reshape(tiles, chunks, -1) for part in parts], dim=-1)
 
 
-def unpack(tiles: torch.Tensor, step_bits: int) -> torch.Tensor:
+def unpack(tiles: torch.Tensor, pair_bits: int) -> torch.Tensor:
     """The code uint8 [16 * tiles, bytes] of chunks uint8 [tiles, chunks, bytes]."""
     count, chunks, _ = tiles.shape
-    words = step_bits // 2
+    words = pair_bits // 2
     even = words // 2 * 2
     end = 32 * 2 * 4 * even  # of the pairs of words
     pairs = tiles[..., :end].reshape(count, chunks, even // 2, 8, _LANES, 2, 2, 4)
     parts = [pairs.permute(0, 6, 3, 1, 4, 2, 5, 7).reshape(count, 2, 8, chunks, _LANES, 4 * even)]
-    for bytes_ in (4 * (words - even), 2 * (step_bits % 2)):
+    for bytes_ in (4 * (words - even), 2 * (pair_bits % 2)):
         part = tiles[..., end : end + 32 * 2 * bytes_].reshape(count, chunks, 8, _LANES, 2, bytes_)
         parts.append(part.permute(0, 4, 2, 1, 3, 5))
         end += 32 * 2 * bytes_

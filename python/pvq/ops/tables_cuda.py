@@ -17,8 +17,8 @@ def _table_bytes(bits: int) -> int:
     return 1024
 
 
-def _overlap_table_bytes(step_bits: int) -> int:
-    return 1024 if step_bits <= 5 else 2048
+def _overlap_table_bytes(pair_bits: int) -> int:
+    return 1024 if pair_bits == 5 else 2048
 
 
 @torch.library.register_fake("pvq::table_fragments")
