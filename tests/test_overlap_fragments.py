@@ -1,5 +1,6 @@
 """Fragments of overlapping-pyramid codes: their layout, and fused products on the GPU."""
 
+import numpy as np
 import pytest
 import torch
 from test_table_matmul_cuda import activations, relative_error, rotate
@@ -80,24 +81,41 @@ def test_the_way_back_is_exact(bits, rows):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_words_of_the_table_add_up_without_carries(bits):
-    table, words = trellis(bits).table, table_bytes(trellis(bits).table).int()
+    table, words = trellis(bits).table, table_bytes(trellis(bits).table)
     assert words.shape == (len(table), 4)
     if table.shape[2] == 4:
-        first, second, bias, most = words & 15, words >> 4, 16, 31
+        word = words.numpy().view("<u4").astype(np.int64)[:, 0]
+        sums = word[:, None] + (word[None] << 4 & 0xFFFFFFFF)
+        assert sums.max() < 1 << 32
+        every = torch.from_numpy(sums.astype("<u4").view(np.uint8).reshape(*sums.shape, 4)).int()
     else:
-        first, second, bias, most = words[:, :2], words[:, 2:], 128, 255
-    every = first[:, None] + second[None]
+        every = words[:, None, :2].int() + words[None, :, 2:].int()
+        assert every.max() <= 255
     exact = table[:, None, 0].int() + table[None, :, 1].int()
-    assert torch.equal(every - bias, exact)
-    assert every.min() >= 0
-    assert every.max() <= most
+    assert torch.equal(every - 128, exact)
 
 
-@pytest.mark.parametrize(("dim", "first", "second"), [(2, 100, 60), (4, 8, 0), (4, 0, -9)])
-def test_a_table_that_does_not_fit_is_refused(dim, first, second):
-    table = torch.zeros(256, 2, dim, dtype=torch.int8)
-    table[0, 0], table[1, 1] = first, second
+def tied_table() -> torch.Tensor:
+    """Groups of four whose points fit, int8 [256, 2, 4]."""
+    words = torch.randint(0, 8, (256, 2, 4), generator=torch.Generator().manual_seed(1)).byte()
+    first = 16 * words[:, 0] + words[:, 1]
+    second = torch.from_numpy((first.numpy().view("<u4") << 4).view(np.uint8))
+    return torch.stack([first, second], 1).short().sub(64).to(torch.int8)
+
+
+def test_a_table_that_does_not_fit_is_refused():
+    table = torch.zeros(256, 2, 2, dtype=torch.int8)
+    table[0, 0], table[1, 1] = 100, 60
     with pytest.raises(ValueError, match="table"):
+        table_bytes(table)
+    table = tied_table()
+    assert torch.equal(table_bytes(table).short(), table[:, 0].short() + 64)
+    table[3, 1, 2] += 1
+    with pytest.raises(ValueError, match="second points"):
+        table_bytes(table)
+    table = torch.full((256, 2, 4), -64, dtype=torch.int8)
+    table[0, 0, 3], table[0, 1, 3] = 0x7B - 64, 0xB0 - 64  # 0x7B + 0xB0 is no byte
+    with pytest.raises(ValueError, match="do not fit a byte"):
         table_bytes(table)
 
 

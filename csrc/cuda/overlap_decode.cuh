@@ -6,22 +6,20 @@
 // words stand in pairs of the two rows, 16 bytes a lane and load, then 8 for an odd pair, then 4
 // for two halves of words.
 //
-// A word of the table has both points of a window, each made positive: in groups of two weights the
-// point of the own group in its lower half and that of the later group in its upper half, a byte a
-// weight; in groups of four the two in the lower and upper halves of each byte.
+// A word of the table has both points of a window, each made positive, so that no carry goes from
+// byte to byte and a sum of two is the weight plus 128.
 //
-// Products do not need the sums of points. With few activations, multiply() takes the words as they
-// are: what belongs to the later group meets the activations of the later group, so a chunk of 128
-// columns is a product over 256. With groups of two, the word of group i is the operand for
+// Groups of two weights: the point of the own group stands in the lower half and that of the later
+// group in the upper half. The word of a group can take both parts: with groups i and j = i + lag,
 //
-//   x_i | x_(i + lag) << 16;
+//   E_i + (upper half of E_(i - lag) | lower half of E_j << 16) = y_i | y_j << 16.
 //
-// with groups of four the lower halves of its bytes are for x_i and the upper ones, 16 times what
-// they stand for, for x_(i + 1), in a sum of their own.
+// Two groups cost two look-ups of two or three instructions, one permutation and one addition.
 //
-// With many activations, whose own doubling would cost more, decode() adds points up. Groups of
-// two: E_i + (upper half of E_(i - lag) | lower half of E_j << 16) = y_i | y_j << 16, j = i + lag,
-// for no carry goes from byte to byte.
+// Groups of four weights: the word is the point of the own group, a byte a weight, and 16 times the
+// word, cut off at 32 bits, is the point of the next one (core/overlap.h), so that
+//
+//   E_i + 16 E_(i - 1) = y_i.
 #pragma once
 
 #include "core/overlap.h"
@@ -54,13 +52,10 @@ struct OverlapChunk {
   static constexpr OverlapShape kShape = overlap_shape(kPairBits);
   static constexpr int kStep = kShape.step_bits, kWindow = kShape.window_bits, kLag = kShape.lag;
   static constexpr bool kQuads = kShape.dim == 4;
-  static_assert(kQuads ? kLag == 1 && kStep == 8 : kShape.dim == 2 && (kLag == 1 || kLag == 2));
+  static_assert(kQuads ? kLag == 1 : kShape.dim == 2 && (kLag == 1 || kLag == 2));
   static constexpr TableFormat kFormat = TableFormat::overlapping(kPairBits);
   static constexpr int kBytes = kFormat.chunk_bytes(), kHeaderBytes = kFormat.header_bytes();
-  static constexpr bool kHalfOdd = false, kCrossed = kLag == 2;
-  static constexpr int kOffset = kQuads ? -16 : -128;
-  static constexpr int kSums = kQuads ? 2 : 1;
-  static constexpr int kActivations = kQuads ? 10 : 9;
+  static constexpr bool kHalfOdd = false, kBiased = true, kCrossed = kLag == 2;
 
   static constexpr int kPairs = kPairBits / 2;    // of whole words
   static constexpr bool kHalves = kPairBits % 2;  // half words behind them
@@ -69,7 +64,6 @@ struct OverlapChunk {
   // Of each row: what comes before the lane's symbols, newest bits on top, and its words.
   uint32_t word[2][1 + kPairs + kHalves];
   uint32_t late[2][kLag];  // words of the table of the last groups decoded
-  uint32_t begin[2];       // and of the first one
 
   template <class Read>
   __device__ __forceinline__ void load_with(const Read& read, int lane) {
@@ -113,10 +107,10 @@ struct OverlapChunk {
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
       if constexpr (kQuads) {
-        const uint32_t e[2] = {entry<kFirst>(u, table), entry<kFirst + 1>(u, table)};
-        a[u] = (e[0] & kLow) + (late[u][0] >> 4 & kLow);
-        a[2 + u] = (e[1] & kLow) + (e[0] >> 4 & kLow);
-        late[u][0] = e[1];
+        const uint32_t e = entry<kFirst>(u, table), next = entry<kFirst + 1>(u, table);
+        a[u] = e + kOverlapFactor * late[u][0];
+        a[2 + u] = next + kOverlapFactor * e;
+        late[u][0] = next;
       } else {
         const uint32_t e[4] = {entry<kFirst>(u, table), entry<kFirst + 1>(u, table),
                                entry<kFirst + 2>(u, table), entry<kFirst + 3>(u, table)};
@@ -142,91 +136,17 @@ struct OverlapChunk {
         a[u] = byte_permute(first, second, 0x5410);
         a[2 + u] = byte_permute(first, second, 0x7632);
       }
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        if constexpr (kQuads) a[2 * h + u] += (128 + kOffset) * 0x01010101u;
-        a[2 * h + u] ^= 0x80808080u;
-      }
-    }
-  }
-
-  // The lane's activations as multiply() reads them: of columns 4 i ... 4 i + 3, or crossed as the
-  // registers of a step are; behind them those of the first four columns of the next lane. Products
-  // take them in pairs of registers from an even one on.
-  static __device__ __forceinline__ void arrange(uint32_t (&x)[kActivations], int lane) {
-    x[8] = __shfl_sync(~0u, x[0], (lane & ~3) | ((lane + 1) & 3));
-    if constexpr (kQuads) x[9] = x[1];
-    if constexpr (kCrossed) {
-#pragma unroll
-      for (int i = 0; i < 8; i += 2) {
-        const uint32_t first = x[i], second = x[i + 1];
-        x[i] = byte_permute(first, second, 0x5410);
-        x[i + 1] = byte_permute(first, second, 0x7632);
-      }
-    }
-  }
-
-  // Adds the products of a step to the sums.
-  template <int kPart, class Table>
-  __device__ __forceinline__ void multiply(const Table& table, const uint32_t (&x)[kActivations],
-                                           int (&first)[4], int (&second)[4]) {
-    constexpr int kFirst = 8 / kShape.dim * kPart;  // group
-    uint32_t w[4];
-    if constexpr (kQuads) {
-      entries<kFirst, kFirst + 1>(table, w);
-      uint32_t low[4], high[4];
-#pragma unroll
-      for (int r = 0; r < 4; ++r) low[r] = w[r] & kLow, high[r] = w[r] & ~kLow;
-      mma_uint8(first, low, x[kFirst], x[kFirst + 1], first);
-      // Second points of the group before and of the first one, which meet the same activations.
-#pragma unroll
-      for (int u = 0; u < 2; ++u) {
-        w[u] = late[u][0], w[2 + u] = high[u];
-        late[u][0] = high[2 + u];
-        if (kPart == 0) begin[u] = high[u];
-      }
-      if constexpr (kPart > 0) mma_uint8(second, w, x[kFirst], x[kFirst + 1], second);
-      if constexpr (kPart == 3) {  // of the last and the first
-        const uint32_t ends[4] = {high[2], high[3], begin[0], begin[1]};
-        mma_uint8(second, ends, x[8], x[9], second);
-      }
-    } else if constexpr (kLag == 1) {
-      entries<kFirst, kFirst + 2>(table, w);
-      mma_uint8(first, w, x[2 * kPart], x[2 * kPart + 1], first);
-      entries<kFirst + 1, kFirst + 3>(table, w);
-      mma_uint8(second, w, upper_lower_here(x[2 * kPart], x[2 * kPart + 1]),
-                upper_lower_here(x[2 * kPart + 1], x[2 * kPart + 2]), second);
-    } else {
-      entries<kFirst, kFirst + 1>(table, w);
-      mma_uint8(first, w, x[2 * kPart], x[2 * kPart + 1], first);
-      entries<kFirst + 2, kFirst + 3>(table, w);
-      // The next lane's activations are not crossed.
-      const uint32_t low = upper_lower_here(x[2 * kPart], x[2 * kPart + 2]);
-      const uint32_t high = kPart == 3 ? byte_permute_here(x[7], x[8], 0x7632)
-                                       : upper_lower_here(x[2 * kPart + 1], x[2 * kPart + 3]);
-      mma_uint8(second, w, low, high, second);
+      a[u] ^= 0x80808080u;
+      a[2 + u] ^= 0x80808080u;
     }
   }
 
  private:
-  static constexpr uint32_t kLow = 0x0F0F0F0Fu;
-
   __device__ __forceinline__ void set(int i, uint2 rows) {
     word[0][i] = rows.x, word[1][i] = rows.y;
   }
   static __device__ __forceinline__ uint32_t upper_lower(uint32_t first, uint32_t second) {
     return byte_permute(first, second, 0x5432);
-  }
-
-  static __device__ __forceinline__ uint32_t upper_lower_here(uint32_t first, uint32_t second) {
-    return byte_permute_here(first, second, 0x5432);
-  }
-
-  // The table's words of two groups as a fragment.
-  template <int kOne, int kOther, class Table>
-  __device__ __forceinline__ void entries(const Table& table, uint32_t (&w)[4]) const {
-    w[0] = entry<kOne>(0, table), w[1] = entry<kOne>(1, table);
-    w[2] = entry<kOther>(0, table), w[3] = entry<kOther>(1, table);
   }
 
   // The table's word of the window of a group; kGroup is negative before the lane's own.

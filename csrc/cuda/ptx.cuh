@@ -21,14 +21,6 @@ __device__ __forceinline__ uint32_t byte_permute(uint32_t low, uint32_t high, ui
   return r;
 }
 
-// The same where it stands: not taken out of a loop, whose registers it would fill.
-__device__ __forceinline__ uint32_t byte_permute_here(uint32_t low, uint32_t high,
-                                                      uint32_t selector) {
-  uint32_t r;
-  asm volatile("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(low), "r"(high), "r"(selector));
-  return r;
-}
-
 // The product in full. Said so, because the compiler does more where it knows of zero bits.
 __device__ __forceinline__ uint2 multiply_wide(uint32_t a, uint32_t b) {
   uint2 r;

@@ -87,56 +87,39 @@ __device__ __forceinline__ void look_up(uint32_t word, const Table& table, uint3
 }
 
 // A chunk in registers: load(from_shared, lane) or load_global(from, lane), then the steps in
-// order: decode<step>(table, a), or multiply<step>(table, x, first, second), which adds their
-// products with the activations x to sums. kHeaderBytes, the table, stand in front of the
-// fragments. A weight is v + kOffset, or 2 v + 1 with kHalfOdd, v the bytes of a: unsigned ones
-// with an offset, signed ones without. With kCrossed, register 2 h + u of a step holds columns 2 h,
-// 2 h + 1, 2 h + 4 and 2 h + 5 instead of 4 h + i. to_signed_columns(a) makes a as if there were
-// neither an offset nor a cross.
-//
-// Of the two sums of multiply() the second is 16 times too large if there are kSums = 2; else it
-// is for either what comes. `arrange` makes x, kActivations words, from the lane's columns in
-// order: it runs in all lanes of a warp.
+// order, decode<step>(table, a). kHeaderBytes, the table, stand in front of the fragments. Weights
+// are the signed bytes v of a, or
+//   kHalfOdd   2 v + 1
+//   kBiased    v - 128, v unsigned
+// With kCrossed, register 2 h + u of a step holds columns 2 h, 2 h + 1, 2 h + 4 and 2 h + 5 instead
+// of 4 h + i. to_signed_columns(a) makes a as if it were neither biased nor crossed.
 
-// chunk.multiply<step>(...) for a step that is constant once loops are unrolled.
-template <class Chunk, class Table, class Activations>
-__device__ __forceinline__ void multiply_step(Chunk& chunk, int step, const Table& table,
-                                              const Activations& x, int (&first)[4],
-                                              int (&second)[4]) {
+// chunk.decode<step>(table, a) for a step that is constant once loops are unrolled.
+template <class Chunk, class Table>
+__device__ __forceinline__ void decode_step(Chunk& chunk, int step, const Table& table,
+                                            uint32_t (&a)[4]) {
   switch (step) {
     case 0:
-      return chunk.template multiply<0>(table, x, first, second);
+      return chunk.template decode<0>(table, a);
     case 1:
-      return chunk.template multiply<1>(table, x, first, second);
+      return chunk.template decode<1>(table, a);
     case 2:
-      return chunk.template multiply<2>(table, x, first, second);
+      return chunk.template decode<2>(table, a);
     default:
-      return chunk.template multiply<3>(table, x, first, second);
+      return chunk.template decode<3>(table, a);
   }
 }
-
-template <int kBits>
-struct TableChunk;
 
 template <int kBits>
 struct TableTraits {
   static constexpr TableFormat kFormat = TableFormat::table(kBits);
   static constexpr int kBytes = kFormat.chunk_bytes(), kHeaderBytes = kFormat.header_bytes();
-  static constexpr bool kHalfOdd = kBits == 3;
-  static constexpr int kOffset = 0, kSums = 1, kActivations = 8;
-
+  static constexpr bool kHalfOdd = false, kBiased = false, kCrossed = false;
   static __device__ __forceinline__ void to_signed_columns(uint32_t (&)[4]) {}
-  static __device__ __forceinline__ void arrange(uint32_t (&)[kActivations], int) {}
-
-  template <int kStep, class Table>
-  __device__ __forceinline__ void multiply(const Table& table, const uint32_t (&x)[kActivations],
-                                           int (&first)[4], int (&second)[4]) const {
-    uint32_t w[4];
-    static_cast<const TableChunk<kBits>*>(this)->template decode<kStep>(table, w);
-    auto& sum = kStep % 2 ? second : first;
-    mma_int8(sum, w, x[2 * kStep], x[2 * kStep + 1], sum);
-  }
 };
+
+template <int kBits>
+struct TableChunk;
 
 // A byte names four weights: byte r of word s is register r of step s.
 template <>
@@ -160,6 +143,7 @@ struct TableChunk<2> : TableTraits<2> {
 // complement of an entry is its negative.
 template <>
 struct TableChunk<3> : TableTraits<3> {
+  static constexpr bool kHalfOdd = true;
   uint4 codes;
   uint2 signs;
 

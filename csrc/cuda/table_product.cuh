@@ -39,7 +39,7 @@ constexpr int kMostSumSlots = 8;
 // J: chunks that a warp takes of a tile in a pass over the columns.
 template <class Chunk, int J>
 struct ProductShape {
-  static constexpr int kPair = J % 2 || Chunk::kSums == 2 ? 1 : 2;  // chunks a warp and stage
+  static constexpr int kPair = J % 2 ? 1 : 2;  // chunks a warp and stage
   static constexpr int kGroupBytes = kWarps * Chunk::kBytes;
   static constexpr int kStageBytes = kPair * kGroupBytes;
   static constexpr int kSteps = J / kPair;  // stages of a tile and pass
@@ -143,7 +143,7 @@ __device__ __forceinline__ void add_sums(const ProductTask& task, const NarrowPl
   using Shape = ProductShape<Chunk, J>;
   // A weight is kFactor * stored + kOffset.
   constexpr int kFactor = Chunk::kHalfOdd ? 2 : 1;
-  constexpr int kOffset = Chunk::kHalfOdd ? 1 : Chunk::kOffset;
+  constexpr int kOffset = Chunk::kHalfOdd ? 1 : Chunk::kBiased ? -128 : 0;
   const int slots = task.activations.slots, first_token = first_row / slots;
   const SumPlace<Shape> sums(rows);
   const int lane = thread % 32, in_tile = thread % kTileRows;
@@ -189,6 +189,12 @@ __device__ __forceinline__ void add_sums(const ProductTask& task, const NarrowPl
     __syncwarp();
     if (lane == 0) barrier_arrive(Shape::added_barrier(slot));
   }
+}
+
+// Two times eight columns in the order of the steps of a crossed chunk.
+__device__ __forceinline__ void cross(uint4& v) {
+  v = make_uint4(byte_permute(v.x, v.y, 0x5410), byte_permute(v.x, v.y, 0x7632),
+                 byte_permute(v.z, v.w, 0x5410), byte_permute(v.z, v.w, 0x7632));
 }
 
 // kOne: there is one row of activations.
@@ -283,25 +289,22 @@ __global__ void __launch_bounds__(kThreads, 1)
   for (int group = 0; group < num_tiles; group += plan.group) {
     const int group_tiles = min(plan.group, num_tiles - group);
     for (int pass = 0; pass < plan.passes; ++pass) {
-      uint32_t b[J][Chunk::kActivations];
+      uint4 b[J][2];
       float2 scale[J];
 #pragma unroll
       for (int j = 0; j < J; ++j) {
         const int chunk = (pass * J + j) * kWarps + warp;
-#pragma unroll
-        for (uint32_t& word : b[j]) word = 0;
+        b[j][0] = b[j][1] = make_uint4(0, 0, 0, 0);
         scale[j] = make_float2(0, 0);
         if (chunk < chunks) {
           if (row < rows) {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
-              const uint4 v = *reinterpret_cast<const uint4*>(
-                  a.section(chunk, 0, first_row + row) + a.unit(kForm, row, 2 * quarter + h));
-              b[j][4 * h] = v.x, b[j][4 * h + 1] = v.y;
-              b[j][4 * h + 2] = v.z, b[j][4 * h + 3] = v.w;
+              b[j][h] = *reinterpret_cast<const uint4*>(a.section(chunk, 0, first_row + row) +
+                                                        a.unit(kForm, row, 2 * quarter + h));
+              if constexpr (Chunk::kCrossed) cross(b[j][h]);
             }
           }
-          Chunk::arrange(b[j], lane);
           if (2 * quarter < rows) scale[j].x = a.scale(chunk, first_row + 2 * quarter);
           if (2 * quarter + 1 < rows) scale[j].y = a.scale(chunk, first_row + 2 * quarter + 1);
         }
@@ -309,7 +312,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 #pragma unroll 1
       for (int tile = group; tile < group + group_tiles; ++tile) {
-        float out[Chunk::kSums][4] = {};
+        float out[4] = {};
 #pragma unroll
         for (int step = 0; step < Shape::kSteps; ++step) {
           barrier_wait(Shape::full_barrier(stage + step), parity);
@@ -321,27 +324,33 @@ __global__ void __launch_bounds__(kThreads, 1)
                           lane);
           __syncwarp();
           if (lane == 0) barrier_arrive(Shape::free_barrier(stage + step));
-          // At least two chains of products run side by side: a product waits some 30 clocks for
-          // the one before. They are those of two sums, of two chunks, or alternate steps of one.
-          constexpr int kChains = Chunk::kSums == 2 || Shape::kPair == 1 ? 2 : 1;  // of a chunk
-          constexpr bool kSplit = kChains > Chunk::kSums;
-          int sum[Shape::kPair][kChains][4];
+          // Two chains of products run side by side: a product waits some 30 clocks for the one
+          // before. They are those of two chunks, or alternate steps of one.
+          int sum[2][4];
 #pragma unroll
-          for (int p = 0; p < Shape::kPair; ++p)
+          for (int i = 0; i < 4; ++i) {
+            sum[0][i] = kMagicBits;
+            sum[1][i] = Shape::kPair == 2 ? kMagicBits : 0;
+          }
+          constexpr int kChain = 2 * Shape::kPair;  // products of a chain
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              sum[p][0][i] = kMagicBits;
-              if constexpr (kChains == 2) sum[p][1][i] = kSplit ? 0 : kMagicBits;
+          for (int s = 0; s < kChain; ++s)
+#pragma unroll
+            for (int c = 0; c < 2; ++c) {
+              const int p = Shape::kPair == 2 ? c : 0, k = Shape::kPair == 2 ? s : 2 * s + c;
+              const uint4& v = b[Shape::kPair * step + p][k / 2];
+              uint32_t w[4];
+              decode_step(chunk[p], k, table, w);
+              const uint32_t b0 = k % 2 ? v.z : v.x, b1 = k % 2 ? v.w : v.y;
+              if constexpr (Chunk::kBiased) {
+                mma_uint8(sum[c], w, b0, b1, sum[c]);
+              } else {
+                mma_int8(sum[c], w, b0, b1, sum[c]);
+              }
             }
+          if constexpr (Shape::kPair == 1) {
 #pragma unroll
-          for (int s = 0; s < 4; ++s)
-#pragma unroll
-            for (int p = 0; p < Shape::kPair; ++p)
-              multiply_step(chunk[p], s, table, b[Shape::kPair * step + p], sum[p][0],
-                            sum[p][kChains - 1]);
-          if constexpr (kSplit) {
-#pragma unroll
-            for (int i = 0; i < 4; ++i) sum[0][0][i] += sum[0][1][i];
+            for (int i = 0; i < 4; ++i) sum[0][i] += sum[1][i];
           }
 #pragma unroll
           for (int p = 0; p < Shape::kPair; ++p)
@@ -349,15 +358,8 @@ __global__ void __launch_bounds__(kThreads, 1)
             for (int i = 0; i < 4; ++i) {
               if (kOne && i & 1) continue;
               const float2& s = scale[Shape::kPair * step + p];
-#pragma unroll
-              for (int m = 0; m < Chunk::kSums; ++m)
-                out[m][i] =
-                    __fmaf_rn(__int_as_float(sum[p][m][i]) - kMagic, i & 1 ? s.y : s.x, out[m][i]);
+              out[i] = __fmaf_rn(__int_as_float(sum[p][i]) - kMagic, i & 1 ? s.y : s.x, out[i]);
             }
-        }
-        if constexpr (Chunk::kSums == 2) {
-#pragma unroll
-          for (int i = 0; i < 4; ++i) out[0][i] = __fmaf_rn(out[1][i], 0.0625f, out[0][i]);
         }
         stage += Shape::kSteps;
         if (stage == Shape::kStages) stage = 0, parity ^= 1;
@@ -369,7 +371,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           if (kOne && i & 1) continue;
           if (2 * quarter + (i & 1) < rows) {
             float* const to = sum_at(place ^ ((i & 1) * 64 + (i >> 1) * 32));
-            *to = pass ? *to + out[0][i] : out[0][i];
+            *to = pass ? *to + out[i] : out[i];
           }
         }
         __syncwarp();

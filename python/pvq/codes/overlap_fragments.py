@@ -15,8 +15,9 @@ from pvq.codes.overlap_trellis import Trellis
 from pvq.codes.table_forms import TableForm
 
 _LANES = 4  # that share a row
-_BIAS = 128  # of the sum of the two points of a weight in groups of two
-_HALF = 8  # of each point in groups of four, whose points are int4
+_BIAS = 128  # of the sum of the two points of a weight
+_HALF = 64  # of each of them in groups of four
+_FACTOR = 16  # from the first point to the second there
 
 
 @dataclass(frozen=True)
@@ -130,23 +131,29 @@ def _header_of(trellis: Trellis) -> torch.Tensor:
 
 
 def table_bytes(table: torch.Tensor) -> torch.Tensor:
-    """The table int8 [windows, 2, dim] of positive points, uint8 [windows, 4].
+    """The table int8 [windows, 2, dim] as words of positive points, uint8 [windows, 4].
 
-    In groups of two weights a byte for each point of a weight, the own group's first, so that the
-    sum of two points is that of the table plus 128. In groups of four, whose points are int4, a
-    byte for each weight, each point plus 8, the own group's in the lower half.
+    Sums of two points are those of the table plus 128. In groups of two weights a byte for each
+    point of a weight, the own group's first. In groups of four only that one: the other one is 16
+    times the word (csrc/core/overlap.h).
 
     Raises:
         ValueError: if the points do not fit.
     """
     if table.shape[2] == 4:
-        nibble = table.short() + _HALF
-        if not 0 <= int(nibble.min()) <= int(nibble.max()) < 2 * _HALF:
+        words = table[:, 0].to(torch.uint8) + _HALF
+        tied = (_FACTOR * words.contiguous().view(torch.int32)).view(torch.uint8)
+        if not torch.equal(tied.short() - _HALF, table[:, 1].short()):
             raise ValueError(
-                "table has points of four weights that do not fit four bits, expected "
-                f"{-_HALF} to {_HALF - 1}"
+                f"table has groups of four whose second points are not {_FACTOR} times the words "
+                "of the first ones"
             )
-        return (nibble[:, 0] | nibble[:, 1] << 4).to(torch.uint8)
+        if int(words.max()) + int(tied.max()) > 255:
+            raise ValueError(
+                "table has points whose sums with the bias of 128 do not fit a byte, expected sums "
+                f"of two up to {_BIAS - 1}"
+            )
+        return words
     bias = torch.stack([-table[:, 0].amin(), _BIAS + table[:, 0].amin()]).short()
     positive = table.short() + bias[None, :, None]
     if not 0 <= int(positive.min()) <= int(positive.amax((0, 2)).sum()) <= 255:

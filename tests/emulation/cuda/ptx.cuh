@@ -32,9 +32,6 @@ inline uint2 multiply_wide(uint32_t a, uint32_t b) {
   return {uint32_t(product), uint32_t(product >> 32)};
 }
 
-inline uint32_t byte_permute_here(uint32_t low, uint32_t high, uint32_t selector) {
-  return byte_permute(low, high, selector);
-}
 inline uint32_t byte_signs(uint32_t word) { return byte_permute(word, 0, 0xBA98); }
 
 template <class T>
