@@ -130,8 +130,9 @@ def improve(
 
     With sums b_t of the samples that each row stands for in term t, counts n_t of them, and counts
     C_tu of a row in term t together with one in term u, the best points of t, given the others, are
-    (b_t - sum over u of C_tu T_u) / n_t. Of these all are integers but T, and b in units of
-    1 / FINE. Only the first `moving` terms move, all if None; the others must be zero.
+    (b_t - sum over u of C_tu T_u) / n_t, where a row without samples keeps its own. All of these
+    are integers but T, b in units of 1 / FINE. Only the points of the first `moving` terms move,
+    of all if None; the others must be zero.
     """
     rows, terms = len(table), trellis.terms if moving is None else moving
     target = (x.view(-1, trellis.dim).double() * FINE).round().long()
@@ -141,27 +142,17 @@ def improve(
         for u in used
     ]
     counts = [torch.bincount(u, minlength=rows).cpu().double()[:, None] for u in used]
-    pairs = {
-        (t, u): torch.bincount(used[t] * rows + used[u], minlength=rows**2).cpu().view(rows, rows)
-        for t in range(terms)
-        for u in range(t)
-    }
-    pairs = {both: count.double() for both, count in pairs.items()}
-    pairs |= {(u, t): count.T for (t, u), count in pairs.items()}
+    pairs = {}
+    for t in range(terms):
+        for u in range(t):
+            both = torch.bincount(used[t] * rows + used[u], minlength=rows**2).view(rows, rows)
+            pairs[t, u] = both.cpu().double()
+            pairs[u, t] = pairs[t, u].T
     for _ in range(SWEEPS):
         for t in range(terms):
             rest = sum((pairs[t, u] @ table[:, u] for u in range(terms) if u != t), 0.0)
-            # A row without samples keeps its point.
-            here = torch.where(
-                counts[t] > 0, (sums[t] - rest) / counts[t].clamp(min=1), table[:, t]
-            )
-            table[:, t] = here
-
-
-def initial(trellis: Trellis, generator: torch.Generator) -> torch.Tensor:
-    """Gaussian points [rows, terms, dim], float64, whose sums have variance 1."""
-    shape = (1 << trellis.window_bits, trellis.terms, trellis.dim)
-    return torch.randn(shape, generator=generator, dtype=torch.float64) / trellis.terms**0.5
+            best = (sums[t] - rest) / counts[t].clamp(min=1)
+            table[:, t] = torch.where(counts[t] > 0, best, table[:, t])
 
 
 def train(
@@ -176,7 +167,8 @@ def train(
     With `one_point` all points but the first of each row are zero.
     """
     generator = torch.Generator().manual_seed(seed)
-    table = initial(trellis, generator)
+    shape = (1 << trellis.window_bits, trellis.terms, trellis.dim)
+    table = torch.randn(shape, generator=generator, dtype=torch.float64) / trellis.terms**0.5
     if one_point:
         table[:, 0] *= trellis.terms**0.5
         table[:, 1:] = 0
