@@ -192,12 +192,16 @@ def round_points(table: torch.Tensor, largest: int = LARGEST) -> tuple[torch.Ten
 
 
 def round_nibbles(
-    table: torch.Tensor, trellis: Trellis, units: tuple[float, ...] = UNITS, device: str = "cpu"
+    table: torch.Tensor,
+    trellis: Trellis,
+    units: tuple[float, ...] = UNITS,
+    weights: int = 1 << 20,
+    device: str = "cpu",
 ) -> tuple[torch.Tensor, float]:
     """The points as integers of four bits, and that of `units` with which they err least."""
     rounded = [(table / unit).round().clamp(*NIBBLE) for unit in units]
     errors = [
-        error(whole * unit, trellis, 1 << 20, seed=8, device=device)
+        error(whole * unit, trellis, weights, seed=8, device=device)
         for whole, unit in zip(rounded, units, strict=True)
     ]
     best = errors.index(min(errors))

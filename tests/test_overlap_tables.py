@@ -1,5 +1,7 @@
 """The scripts that made the tables of the overlapping-pyramid codes mean what the library does."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -58,7 +60,7 @@ def test_rounding_to_four_bits_takes_the_unit_of_least_error(tables):
     shape = tables.Trellis(4, 4, 6, 1)
     table = tables.train(shape, ((1 << 12, 4), (1 << 14, 6)))
     units = (0.02, 0.15, 0.25, 0.6)
-    whole, unit = tables.round_nibbles(table, shape, units)
+    whole, unit = tables.round_nibbles(table, shape, units, 1 << 16)
     assert torch.equal(whole, whole.round())
     assert -8 <= whole.min() < whole.max() <= 7
     assert torch.equal(whole, (table / unit).round().clamp(-8, 7))
@@ -107,3 +109,25 @@ def test_points_of_one_term_are_means(tables):
         assert torch.allclose(table[row, 0], target[window == row].mean(0), rtol=0, atol=1e-6)
     assert torch.equal(table[5], before[5])
     assert not table[:, 1].any()
+
+
+def test_the_comparison_of_designs_in_small(tmp_path):
+    file = tmp_path / "design.json"
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "overlap_design.py", "--quick", "--json", file],
+        capture_output=True, text=True, check=False, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())["rows"]
+    assert done.stdout.count("\n| ") == 5 + len(rows)
+    parts = {row["part"] for row in rows}
+    assert parts == {"shapes", "terms", "points", "rings", "scales"}
+    assert all(1.1 < row["ratio"] < 3 for row in rows)
+    library = [row for row in rows if row["part"] == "points" and "library" in row["points"]]
+    assert [row["step_bits"] / row["dim"] for row in library] == [2, 2.5, 3, 3.5, 4]
+    assert all(row["ratio"] < 1.25 for row in library)
+    shapes = [row for row in rows if row["part"] == "shapes" and row["points"] == 2]
+    cost = {(row["dim"], row["step_bits"], row["window_bits"], row["lag"]): row for row in shapes}
+    four, two = cost[4, 8, 9, 1], cost[2, 6, 9, 1]
+    assert (four["kib"], four["instructions_apart"], four["transitions"]) == (64, 4.75 / 4, 1 << 15)
+    assert (two["kib"], two["instructions"], two["transitions"]) == (64, 2.25, 1 << 14)
