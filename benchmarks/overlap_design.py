@@ -264,7 +264,7 @@ def rings(report: Report, effort: Effort) -> None:
 def scales(report: Report, effort: Effort) -> None:
     report.part("Scales", *SHAPE_COLUMNS, "a scale for", "bits a weight for it", "x 4^-R with it")
     library = library_tables()
-    cols = 4096
+    cols = min(4096, effort.test // 16)
     rows = max(16, effort.test // cols // 4)
     w = torch.randn(rows, cols, generator=torch.Generator().manual_seed(7)).to(effort.device)
     for bits, trellis in FAMILY.items():
