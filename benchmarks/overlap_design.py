@@ -1,26 +1,38 @@
 """Which overlapping-pyramid code? Errors and costs of candidates on a unit Gaussian source.
 
-    python benchmarks/overlap_design.py [--part shapes terms points rings scales] [--json FILE]
+    python benchmarks/overlap_design.py --device cuda      # minutes on one H200
+    python benchmarks/overlap_design.py [--part shapes terms points rings scales] [--device DEVICE]
+                                        [--quick] [--json FILE]
 
 The code (csrc/core/overlap.h): symbols of s bits, one for D weights; a window of v bits that ends
 with a symbol names a row of two points; group i is the first point of its own row plus the second
 of the row `lag` groups before. Errors are given as multiples of 4^-R, R = s / D without any scale.
 
-    shapes   D, s, v and lag, trained for real points (fewer samples than the library's tables:
-             about 1 % behind them), rings of 128 weights; and one point a row instead of two
+    shapes   D, s, v and lag, trained for real points in fewer turns than the library's tables,
+             rings of 128 weights; and one point a row instead of two
     terms    three points a row, of which one goes to the group two lags on, D = 4: so many states
              that a beam of paths is searched, trained with a narrow one; two points beside it
-    points   trained or not, integers of several sizes or real ones, pyramids or free points
-    rings    tail-biting around 32 to 512 weights, and sequences of 1,024 weights that begin with
-             the bits of a state and have no other cost
-    scales   one scale a row, 128 columns, or 16 x 16 tile: bits counted
+    points   trained or not, integers of several sizes or real ones, pyramids or free points; the
+             library's tables
+    rings    the library's tables, tail-biting around 32 to 512 weights, and in sequences of 1,024
+             weights that begin with the bits of a state and have no other cost
+    scales   the library's tables with one scale a row, 128 columns, or 16 x 16 tile: bits counted
 
 Costs are counted, not measured. Decoding, in instructions a weight: an address (one byte
 permutation where windows are whole bytes at byte boundaries; a shift, for several windows at once,
-where they are whole bytes elsewhere; else a funnel shift and an and-or), a load of the row from
-shared memory, and for D = 2 two permutations and an addition for four weights, for D = 4 one
-addition, for D = 1 a shift-and-add a weight. Shared memory: a copy of the table for each of 32
-lanes. Encoding: transitions of Viterbi's algorithm a weight; one is an addition and a minimum.
+where they are whole bytes elsewhere; else a funnel shift and an and-or, of which a window in four
+needs no shift where symbols are bytes), a load of the row from shared memory, and what follows:
+
+    D = 2    two points are a word. Sums take two permutations and an addition for four weights;
+             nothing where products take both points apart, each with its own group's activations
+    D = 4    two points of int4 are a word, and a mask for each makes bytes of it, all there is
+             where products take them apart; sums take a shift and an addition more
+    D = 1    a shift-and-add a weight and a quarter more
+
+Apart is for few activations: it takes twice as many products. A third point takes a load, a mask
+and a permutation, and in sums an addition. Shared memory: a copy of the table for each of 32 lanes,
+a byte a weight of a point, half a byte where D = 4. Encoding: transitions of Viterbi's algorithm a
+weight; one is an addition and a minimum.
 """
 
 from __future__ import annotations
@@ -28,69 +40,92 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from overlap_tables import (
     BLOCK,
     FAMILY,
+    OUT,
+    PHASES,
+    Phases,
     Trellis,
     decode,
     error,
-    gaussian,
-    improve,
+    round_nibbles,
     round_points,
     search,
+    train,
     windows,
 )
 
-Phases = tuple[tuple[int, int], ...]
-QUICK = ((1 << 14, 15), (1 << 16, 20))
-TEST = 1 << 17
-# With beams: samples of a turn and turns, paths kept then, weights to test with, and paths.
-BEAM_QUICK, BEAM_TRAIN = ((1 << 14, 15), (1 << 16, 6)), 64
-BEAM_TEST, BEAMS = 1 << 16, (64, 256, 1024)
+# Paths kept in training with beams, and in tests.
+BEAM_TRAIN, BEAMS = 64, (64, 256, 1024)
 SHAPES = [
     *(Trellis(2, s, v, 1) for s in (4, 5, 6, 7, 8) for v in (8, 9, 10)),
     *(Trellis(2, 4, v, 2) for v in (8, 9)),
     *(Trellis(2, 5, v, 2) for v in (6, 7, 8)),
     *(Trellis(1, s, 8, lag) for s in (2, 3, 4) for lag in (1, 2)),
-    *(Trellis(4, 8, v, 1) for v in (8, 9)),
+    *(Trellis(4, 8, v, 1) for v in (8, 9, 10)),
 ]
 TERMS = [Trellis(4, 8, 8, 1, terms) for terms in (2, 3)]
 ONE_POINT = [Trellis(2, 4, v, 1) for v in (8, 10, 12)]
 
 
-def decode_instructions(trellis: Trellis) -> float:
-    """An estimate, see the top."""
-    if trellis.window_bits == 8 and trellis.step_bits == 8:
-        address = 1.0
+@dataclass(frozen=True)
+class Effort:
+    """Phases of training and samples of a test, also of those with beams, and where to search."""
+
+    phases: Phases
+    test: int
+    beam_phases: Phases
+    beam_test: int
+    device: str
+
+    def train(self, trellis: Trellis, one_point: bool = False) -> torch.Tensor:
+        phases = self.beam_phases if trellis.beam else self.phases
+        return train(trellis, phases, device=self.device, one_point=one_point)
+
+    def ratio(self, table: torch.Tensor, trellis: Trellis, block: int = BLOCK) -> float:
+        weights = self.beam_test if trellis.beam else self.test
+        return error(table, trellis, weights, block, device=self.device) * 4**trellis.bits
+
+
+def effort(quick: bool, device: str) -> Effort:
+    if quick:
+        return Effort(((1 << 12, 2),), 1 << 13, ((1 << 12, 1),), 1 << 12, device)
+    # A quarter of the turns of the library's tables, and none of the largest.
+    phases = tuple((samples, turns // 4) for samples, turns in PHASES if samples <= 1 << 18)
+    return Effort(phases, 1 << 20, ((1 << 14, 15), (1 << 16, 6)), 1 << 16, device)
+
+
+def decode_instructions(trellis: Trellis, points: int | None = None) -> tuple[float, float]:
+    """For sums of points, and for points apart, a weight: estimates, see the top."""
+    dim, points = trellis.dim, points or trellis.terms
+    if trellis.step_bits == 8:
+        address = 1.0 if trellis.window_bits == 8 else 1.75
     elif trellis.window_bits == 8 and 8 % trellis.step_bits == 0:
         address = 1 + (1 - trellis.step_bits / 8) / 4 * 2
     else:
         address = 2.0
-    combine = {1: 1.25, 2: 0.75, 4: 0.25}[trellis.dim] * (trellis.terms - 1)
-    loads = trellis.terms - 1  # the first brings two points
-    return (address + loads) / trellis.dim + combine
+    third = points > 2
+    loads = 1 + third
+    if dim == 1:
+        apart = sums = 1.25
+    elif dim == 2:
+        apart, sums = (0, 1.5) if points == 2 else (0.5, 0.5)  # one: two of them make a word
+    else:
+        apart = points + third
+        sums = apart + 2 + third
+    return (address + loads + sums) / dim, (address + loads + apart) / dim
 
 
-def train(
-    trellis: Trellis, one_point: bool = False, seed: int = 0, phases: Phases = QUICK
-) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    shape = (1 << trellis.window_bits, trellis.terms, trellis.dim)
-    table = torch.randn(shape, generator=generator, dtype=torch.float64) / trellis.terms**0.5
-    if one_point:
-        table[:, 0] *= 2**0.5
-        table[:, 1] = 0
-    for samples, turns in phases:
-        for _ in range(turns):
-            x = gaussian(samples, generator)
-            improve(x, windows(search(x, table, trellis), trellis), table, trellis)
-            if one_point:
-                table[:, 1] = 0
-    return table
+def table_kib(trellis: Trellis, points: int | None = None) -> float:
+    """Of 32 copies."""
+    point_bytes = trellis.dim / 2 if trellis.dim == 4 else trellis.dim
+    return 32 * point_bytes * (points or trellis.terms) * (1 << trellis.window_bits) / 1024
 
 
 def pyramid_points(trellis: Trellis, seed: int = 0) -> torch.Tensor:
@@ -112,11 +147,23 @@ def shells(dim: int, largest: int):
     return (p for p in itertools.product(span, repeat=dim) if sum(map(abs, p)) <= largest)
 
 
-def best_step(table: torch.Tensor, trellis: Trellis) -> torch.Tensor:
+def best_step(table: torch.Tensor, trellis: Trellis, effort: Effort) -> torch.Tensor:
     """`table` in the unit with which it has the least error."""
     spread = float((table[:, 0].square().mean() + table[:, 1].square().mean()).sqrt())
     steps = [f / spread for f in (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1)]
-    return table * min(steps, key=lambda step: error(table * step, trellis, 1 << 14))
+    weights = effort.test // 64
+    return table * min(
+        steps, key=lambda step: error(table * step, trellis, weights, device=effort.device)
+    )
+
+
+def library_tables() -> dict[float, torch.Tensor]:
+    """The library's points by rate, for weights of variance 1."""
+    with np.load(OUT) as file:
+        return {
+            bits: torch.from_numpy(file[f"{bits:g}"]).double() * float(file[f"{bits:g} unit"])
+            for bits in FAMILY
+        }
 
 
 class Report:
@@ -137,76 +184,91 @@ class Report:
 
 
 SHAPE_COLUMNS = ("D", "s", "v", "lag", "b/w")
+COSTS = ("decode, instr/w", "points apart", "table x 32, KiB", "transitions/w")
 
 
-def shapes(report: Report) -> None:
-    report.part("Shapes", *SHAPE_COLUMNS, "points", "x 4^-R", "decode, instr/w",
-                "table x 32, KiB", "transitions/w")  # fmt: skip
+def costs(trellis: Trellis, points: int, transitions: int) -> dict[str, object]:
+    """The columns COSTS."""
+    sums, apart = decode_instructions(trellis, points)
+    return {
+        "instructions": sums,
+        "instructions_apart": apart,
+        "kib": table_kib(trellis, points),
+        "transitions": transitions // trellis.dim,
+    }
+
+
+def shapes(report: Report, effort: Effort) -> None:
+    report.part("Shapes", *SHAPE_COLUMNS, "points", "x 4^-R", *COSTS)
     for trellis, single in [(t, False) for t in SHAPES] + [(t, True) for t in ONE_POINT]:
-        e = error(train(trellis, single), trellis, TEST)
+        ratio = effort.ratio(effort.train(trellis, single), trellis)
+        points = 1 if single else 2
         word_bits = trellis.window_bits if single else trellis.word_bits
-        row_bytes = trellis.dim * (1 if single else 2)
-        report.add("shapes", trellis, points=1 if single else 2, ratio=e * 4**trellis.bits,
-                   instructions=decode_instructions(trellis),
-                   kib=(32 * row_bytes << trellis.window_bits) / 1024,
-                   transitions=(1 << word_bits) // trellis.dim)  # fmt: skip
+        report.add("shapes", trellis, points=points, ratio=ratio,
+                   **costs(trellis, points, 1 << word_bits))  # fmt: skip
 
 
-def terms(report: Report) -> None:
-    report.part("Terms", *SHAPE_COLUMNS, "terms", "paths kept", "x 4^-R", "decode, instr/w",
-                "table x 32, KiB", "transitions/w")  # fmt: skip
+def terms(report: Report, effort: Effort) -> None:
+    report.part("Terms", *SHAPE_COLUMNS, "terms", "paths kept", "x 4^-R", *COSTS)
     for trellis in TERMS:
-        table = train(replace(trellis, beam=BEAM_TRAIN), phases=BEAM_QUICK)
+        table = effort.train(replace(trellis, beam=BEAM_TRAIN))
         states = 1 << (trellis.word_bits - trellis.step_bits)
         for beam in sorted({min(beam, states) for beam in BEAMS}):
-            e = error(table, replace(trellis, beam=beam), BEAM_TEST)
-            report.add("terms", trellis, points=trellis.terms, paths=beam,
-                       ratio=e * 4**trellis.bits, instructions=decode_instructions(trellis),
-                       kib=(32 * trellis.dim * trellis.terms << trellis.window_bits) / 1024,
-                       transitions=(beam << trellis.step_bits) // trellis.dim)  # fmt: skip
+            ratio = effort.ratio(table, replace(trellis, beam=beam))
+            report.add("terms", trellis, points=trellis.terms, paths=beam, ratio=ratio,
+                       **costs(trellis, trellis.terms, beam << trellis.step_bits))  # fmt: skip
 
 
-def points(report: Report, tables: dict[float, torch.Tensor]) -> None:
+def points(report: Report, effort: Effort) -> None:
     report.part("Points", *SHAPE_COLUMNS, "points", "x 4^-R")
+    library = library_tables()
     for bits, trellis in FAMILY.items():
         shape = (1 << trellis.window_bits, 2, trellis.dim)
         normal = torch.randn(shape, generator=torch.Generator().manual_seed(1)).double()
+        pyramids = pyramid_points(trellis)
+        trained = effort.train(trellis)
         candidates = {
-            "Gaussian, untrained": best_step(normal, trellis),
-            "pyramids in random order, untrained": best_step(pyramid_points(trellis), trellis),
-            "trained, real": tables[bits],
+            "Gaussian, untrained": best_step(normal, trellis, effort),
+            "pyramids in random order, untrained": best_step(pyramids, trellis, effort),
+            "trained, real": trained,
         }
         for largest in (127, 63, 31, 15):
-            whole, unit = round_points(tables[bits], largest)
+            whole, unit = round_points(trained, largest)
             candidates[f"trained, sums up to {largest}"] = whole * unit
+        if trellis.dim == 4:
+            whole, unit = round_nibbles(trained, trellis, weights=effort.test, device=effort.device)
+            candidates[f"trained, from -8 to 7 in units of {unit}"] = whole * unit
+        candidates["the library's, trained for longer"] = library[bits]
         for name, table in candidates.items():
-            ratio = error(table, trellis, TEST) * 4**bits
-            report.add("points", trellis, points=name, ratio=ratio)
+            report.add("points", trellis, points=name, ratio=effort.ratio(table, trellis))
 
 
-def rings(report: Report, tables: dict[float, torch.Tensor]) -> None:
+def rings(report: Report, effort: Effort) -> None:
     report.part("Rings", *SHAPE_COLUMNS, "ring", "bits a weight for a beginning", "x 4^-R with it")
+    library = library_tables()
     for bits, trellis in FAMILY.items():
         for block in (32, 64, 128, 256, 512):
-            ratio = error(tables[bits], trellis, TEST, block) * 4**bits
+            ratio = effort.ratio(library[bits], trellis, block)
             report.add("rings", trellis, ring=block, extra=0.0, ratio=ratio)
         length = 1024
-        x = torch.randn(TEST // length, length, generator=torch.Generator().manual_seed(7))
-        cost = torch.ops.pvq.overlap_search(
-            x, tables[bits].float(), trellis.step_bits, trellis.lag
-        )[2]
-        e = float(cost.sum() / x.square().sum())
+        x = torch.randn(effort.test // length, length, generator=torch.Generator().manual_seed(7))
+        x = x.to(effort.device)
+        table = library[bits].float().to(effort.device)
+        cost = torch.ops.pvq.overlap_search(x, table, trellis.step_bits, trellis.lag)[2]
+        e = float(cost.double().sum() / x.double().square().sum())
         extra = (trellis.word_bits - trellis.step_bits) / length
         report.add("rings", trellis, ring=f"none, {length} weights", extra=extra,
                    ratio=e * 4 ** (bits + extra))  # fmt: skip
 
 
-def scales(report: Report, tables: dict[float, torch.Tensor]) -> None:
+def scales(report: Report, effort: Effort) -> None:
     report.part("Scales", *SHAPE_COLUMNS, "a scale for", "bits a weight for it", "x 4^-R with it")
-    rows, cols = 32, 4096
-    w = torch.randn(rows, cols, generator=torch.Generator().manual_seed(7))
+    library = library_tables()
+    cols = min(4096, effort.test // 16)
+    rows = max(16, effort.test // cols // 4)
+    w = torch.randn(rows, cols, generator=torch.Generator().manual_seed(7)).to(effort.device)
     for bits, trellis in FAMILY.items():
-        table = tables[bits]
+        table = library[bits].to(effort.device)
         for name, height, width in (("row", 1, cols), ("128 columns", 1, 128), ("tile", 16, 16)):
             tiles = w.view(rows // height, height, cols // width, width)
             scale = tiles.square().mean((1, 3), keepdim=True).sqrt()
@@ -222,23 +284,20 @@ def scales(report: Report, tables: dict[float, torch.Tensor]) -> None:
             )
 
 
+PARTS = {"shapes": shapes, "terms": terms, "points": points, "rings": rings, "scales": scales}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parts = ("shapes", "terms", "points", "rings", "scales")
-    parser.add_argument("--part", nargs="+", choices=parts, default=parts)
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--device", default="cpu", help="of the searches, such as cuda")
+    parser.add_argument("--quick", action="store_true", help="so few samples as to mean little")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
     report = Report()
-    if "shapes" in arguments.part:
-        shapes(report)
-    if "terms" in arguments.part:
-        terms(report)
-    if set(arguments.part) - {"shapes", "terms"}:
-        tables = {bits: train(trellis) for bits, trellis in FAMILY.items()}
-        for name, run in (("points", points), ("rings", rings), ("scales", scales)):
-            if name in arguments.part:
-                run(report, tables)
+    for name in PARTS:
+        if name in arguments.part:
+            PARTS[name](report, effort(arguments.quick, arguments.device))
     if arguments.json:
         arguments.json.write_text(json.dumps({"rows": report.rows}, indent=1))
 

@@ -1,5 +1,7 @@
 """The scripts that made the tables of the overlapping-pyramid codes mean what the library does."""
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -25,9 +27,11 @@ def tables():
 @pytest.mark.parametrize("bits", WIDTHS)
 def test_both_mean_the_same_code(tables, bits):
     numbers, shape = trellis(bits), tables.FAMILY[bits]
-    assert (shape.dim, shape.step_bits) == (2, numbers.step_bits)
+    assert (shape.dim, shape.step_bits) == (numbers.dim, numbers.step_bits)
     assert (shape.window_bits, shape.lag) == (numbers.window_bits, numbers.lag)
-    symbol = torch.from_numpy(np.random.default_rng(0).integers(0, 1 << shape.step_bits, (6, 64)))
+    groups = tables.BLOCK // shape.dim
+    rng = np.random.default_rng(0)
+    symbol = torch.from_numpy(rng.integers(0, 1 << shape.step_bits, (6, groups)))
     y = tables.decode(tables.windows(symbol, shape), numbers.table.double(), shape)
     assert torch.equal(y.flatten(1).float(), numbers.integers(symbol.to(torch.uint8)))
     with np.load(tables.OUT) as file:
@@ -39,6 +43,8 @@ def test_training_lowers_the_error_and_is_repeatable(tables):
     phases = ((1 << 12, 4), (1 << 14, 6))
     table = tables.train(shape, phases)
     assert torch.equal(table, tables.train(shape, phases))
+    if torch.cuda.is_available():
+        assert torch.equal(table, tables.train(shape, phases, device="cuda"))
     untrained = tables.error(tables.train(shape, ()), shape, 1 << 14)
     trained = tables.error(table, shape, 1 << 14)
     assert trained < 0.97 * untrained
@@ -50,20 +56,78 @@ def test_training_lowers_the_error_and_is_repeatable(tables):
         assert tables.error(whole * unit, shape, 1 << 14) < 1.03 * trained
 
 
-def test_one_step_of_training_is_least_squares(tables):
-    """Sweeps lead to the points that fit the samples best, given the windows."""
-    shape = tables.Trellis(2, 2, 3, 1)
-    x = tables.gaussian(1 << 13, torch.Generator().manual_seed(0))
+def test_rounding_to_four_bits_takes_the_unit_of_least_error(tables):
+    shape = tables.Trellis(4, 4, 6, 1)
+    table = tables.train(shape, ((1 << 12, 4), (1 << 14, 6)))
+    units = (0.02, 0.15, 0.25, 0.6)
+    whole, unit = tables.round_nibbles(table, shape, units, 1 << 16)
+    assert torch.equal(whole, whole.round())
+    assert -8 <= whole.min() < whole.max() <= 7
+    assert torch.equal(whole, (table / unit).round().clamp(-8, 7))
+    errors = {u: tables.error((table / u).round().clamp(-8, 7) * u, shape, 1 << 16) for u in units}
+    assert errors[unit] == min(errors.values())
+    assert errors[unit] < 1.02 * tables.error(table, shape, 1 << 16)
+    assert errors[0.02] > 1.5 * errors[unit], "points out of range are moved into it"
+
+
+def training_samples(tables, shape, seed):
+    """Weights, an untrained table, and the windows of the best symbols."""
+    x = tables.gaussian(1 << 13, torch.Generator().manual_seed(seed))
     table = tables.train(shape, ())
-    window = tables.windows(tables.search(x, table, shape), shape)
+    return x, table, tables.windows(tables.search(x, table, shape), shape)
+
+
+@pytest.mark.parametrize("numbers", [(2, 2, 3, 1, 2), (4, 4, 4, 1, 2), (2, 2, 3, 2, 3)])
+def test_one_step_of_training_is_least_squares(tables, numbers):
+    """Sweeps lead to the points that fit the samples best, given the windows."""
+    shape = tables.Trellis(*numbers)
+    x, table, window = training_samples(tables, shape, 0)
     rows = len(table)
-    design = torch.zeros(window.numel(), 2 * rows, dtype=torch.float64)
+    design = torch.zeros(window.numel(), shape.terms * rows, dtype=torch.float64)
     place = torch.arange(window.numel())
-    design[place, window.flatten()] = 1
-    design[place, rows + torch.roll(window, 1, 1).flatten()] += 1
-    target = x.view(-1, 2).double()
-    least = (target - design @ torch.linalg.lstsq(design, target, driver="gelsd")[0]).square().sum()
-    for _ in range(20):
+    for term in range(shape.terms):
+        design[place, term * rows + torch.roll(window, term * shape.lag, 1).flatten()] += 1
+    target = x.view(-1, shape.dim).double()
+    points = torch.linalg.lstsq(design, target, driver="gelsd")[0]
+    least = float((target - design @ points).square().sum())
+    for _ in range(40):
         tables.improve(x, window, table, shape)
-    left = (x.view(*window.shape, 2) - tables.decode(window, table, shape)).square().sum()
-    assert float(left) == pytest.approx(float(least), rel=1e-6)
+    left = (x.view(*window.shape, shape.dim) - tables.decode(window, table, shape)).square().sum()
+    assert float(left) == pytest.approx(least, rel=1e-6)
+
+
+def test_points_of_one_term_are_means(tables):
+    """Those of the other term stay zero, and a row without samples keeps its point."""
+    shape = tables.Trellis(2, 2, 3, 1)
+    x, table, window = training_samples(tables, shape, 1)
+    table[:, 1] = 0
+    before = table.clone()
+    window[window == 5] = 4
+    tables.improve(x, window, table, shape, moving=1)
+    target = x.view(*window.shape, 2).double()
+    for row in (0, 1, 2, 3, 4, 6, 7):
+        assert torch.allclose(table[row, 0], target[window == row].mean(0), rtol=0, atol=1e-6)
+    assert torch.equal(table[5], before[5])
+    assert not table[:, 1].any()
+
+
+def test_the_comparison_of_designs_in_small(tmp_path):
+    file = tmp_path / "design.json"
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "overlap_design.py", "--quick", "--json", file],
+        capture_output=True, text=True, check=False, timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())["rows"]
+    assert done.stdout.count("\n| ") == 5 + len(rows)
+    parts = {row["part"] for row in rows}
+    assert parts == {"shapes", "terms", "points", "rings", "scales"}
+    assert all(1.1 < row["ratio"] < 3 for row in rows)
+    library = [row for row in rows if row["part"] == "points" and "library" in row["points"]]
+    assert [row["step_bits"] / row["dim"] for row in library] == [2, 2.5, 3, 3.5, 4]
+    assert all(row["ratio"] < 1.25 for row in library)
+    shapes = [row for row in rows if row["part"] == "shapes" and row["points"] == 2]
+    cost = {(row["dim"], row["step_bits"], row["window_bits"], row["lag"]): row for row in shapes}
+    four, two = cost[4, 8, 9, 1], cost[2, 6, 9, 1]
+    assert (four["kib"], four["instructions_apart"], four["transitions"]) == (64, 4.75 / 4, 1 << 15)
+    assert (two["kib"], two["instructions"], two["transitions"]) == (64, 2.25, 1 << 14)

@@ -22,6 +22,7 @@ CODES = [
     TableCode(3),
     TableCode(4),
     OverlapCode(2),
+    OverlapCode(2.5),
     OverlapCode(3.5),
 ]
 

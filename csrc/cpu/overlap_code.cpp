@@ -34,12 +34,12 @@ OverlapWindows overlap_windows(const OverlapTrellis& trellis) {
 
 void decode_overlap(const OverlapView& code, int64_t row, int64_t c0, int64_t c1, int8_t* y) {
   const OverlapDecoder& decoder = overlap_decoder();
-  const int step_bits = code.trellis.step_bits;
+  const OverlapTrellis& t = code.trellis;
   for (int64_t block = c0 / kOverlapBlock * kOverlapBlock; block < c1; block += kOverlapBlock) {
     const int64_t begin = std::max(block, c0), end = std::min(block + kOverlapBlock, c1);
     const int64_t width = std::min<int64_t>(kOverlapBlock, code.cols - block);
-    const int64_t bytes = overlap_row_bytes(step_bits, width);
-    const uint8_t* ring = code.row(row) + overlap_row_bytes(step_bits, block);
+    const int64_t bytes = overlap_row_bytes(t, width);
+    const uint8_t* ring = code.row(row) + overlap_row_bytes(t, block);
     // The ring, cut open: its end stands before its beginning too.
     uint8_t stream[kStreamBefore + kOverlapBlock + kStreamAfter] = {};
     std::memcpy(stream + kStreamBefore, ring, size_t(bytes));
@@ -49,8 +49,7 @@ void decode_overlap(const OverlapView& code, int64_t row, int64_t c0, int64_t c1
       for (int i = 0; i < kStreamBefore; ++i)
         stream[i] = ring[(kStreamBefore * bytes - kStreamBefore + i) % bytes];
     int8_t whole[kOverlapBlock];
-    decoder.decode(code.trellis, code.windows, code.table, stream + kStreamBefore,
-                   int(width) / kOverlapDim, whole);
+    decoder.decode(t, code.windows, code.table, stream + kStreamBefore, int(width) / t.dim, whole);
     std::memcpy(y + (begin - c0), whole + (begin - block), size_t(end - begin));
   }
 }

@@ -1,5 +1,6 @@
 // The stored form of an overlapping-pyramid code (core/overlap.h) as the CPU kernels see it: rows
-// of symbols, lowest bit first, and a table of int8 with two points of two weights in each row.
+// of symbols, lowest bit first, and a table of int8 with two points in each row, of groups of two
+// weights or four.
 #pragma once
 
 #include <cstdint>
@@ -10,21 +11,25 @@
 
 namespace pvq {
 
-constexpr int kOverlapDim = 2;  // weights of a group where codes are decoded
+// Whether codes of this trellis are decoded: of such groups, of which kOverlapStep columns are
+// whole bytes.
+PVQ_HD constexpr bool overlap_decodes(const OverlapTrellis& t) {
+  return t.dim == 2 || (t.dim == 4 && t.step_bits % 2 == 0);
+}
 
-PVQ_HD constexpr int64_t overlap_row_bytes(int step_bits, int64_t cols) {
-  return cols / kOverlapDim * step_bits / 8;
+PVQ_HD constexpr int64_t overlap_row_bytes(const OverlapTrellis& t, int64_t cols) {
+  return cols / t.dim * t.step_bits / 8;
 }
 
 struct OverlapView {
   const uint8_t* code;        // [rows, row_bytes()]
   const uint16_t* row_scale;  // [rows] bfloat16 bits
-  const int8_t* table;        // [trellis.rows()][2][kOverlapDim]
+  const int8_t* table;        // [trellis.rows()][2][trellis.dim]
   int64_t rows, cols;         // cols is a multiple of kOverlapStep
   OverlapTrellis trellis;
   OverlapWindows windows;  // of the trellis
 
-  int64_t row_bytes() const { return overlap_row_bytes(trellis.step_bits, cols); }
+  int64_t row_bytes() const { return overlap_row_bytes(trellis, cols); }
   const uint8_t* row(int64_t r) const { return code + r * row_bytes(); }
   float scale(int64_t r) const { return from_bfloat16(row_scale[r]); }
 };

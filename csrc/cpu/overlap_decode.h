@@ -8,7 +8,7 @@
 
 namespace pvq {
 
-constexpr int kOverlapBlockGroups = kOverlapBlock / 2;
+constexpr int kMostBlockGroups = kOverlapBlock / 2;  // of a block, where they are of two weights
 // Bytes that a stream has before its first symbol, the end of its ring, and room after the last.
 constexpr int kStreamBefore = 32, kStreamAfter = 32;
 
@@ -23,8 +23,8 @@ struct OverlapWindows {
 OverlapWindows overlap_windows(const OverlapTrellis& trellis);
 
 struct OverlapDecoder {
-  // y [2 * groups] = the integers of the symbols at `stream`; groups is a multiple of 8, 64 at
-  // most, and y has room for 128. `table` is [rows][2][2].
+  // y [dim * groups] = the integers of the symbols at `stream`; dim is 2 or 4, dim * groups a
+  // multiple of 16, kOverlapBlock at most, and y has room for that. `table` is [rows][2][dim].
   void (*decode)(const OverlapTrellis& trellis, const OverlapWindows& windows, const int8_t* table,
                  const uint8_t* stream, int groups, int8_t* y);
   // sum[t][l] += a part of sum over c of y[c] * x[t * stride + c], c < count: all 16 parts together

@@ -1,4 +1,5 @@
-// OverlapDecoder for AVX2: eight groups at a time, their entries gathered from the table.
+// OverlapDecoder for AVX2: the windows of eight groups at a time, their rows gathered from the
+// table.
 #ifdef PVQ_X86
 #include <immintrin.h>
 
@@ -10,34 +11,74 @@ namespace {
   return _mm256_load_si256(static_cast<const __m256i*>(p));
 }
 
-void decode(const pvq::OverlapTrellis& t, const pvq::OverlapWindows& windows, const int8_t* table,
-            const uint8_t* stream, int groups, int8_t* y) {
-  const __m256i bytes = load(windows.byte), shift = load(windows.shift);
-  const __m256i mask = _mm256_set1_epi32((1 << t.window_bits) - 1);
-  const int* entries = reinterpret_cast<const int*>(table);
-  // The entries of eight groups before, then of all: `lag` places back is the other entry.
-  alignas(32) int entry[8 + pvq::kOverlapBlockGroups];
-  for (int i = -8; i < groups; i += 8) {
-    const uint8_t* from = stream + i / 8 * t.step_bits - 2;
+// The windows of the eight groups from `i` on.
+struct Windows {
+  __m256i bytes, shift, mask;
+  const uint8_t* stream;
+  int step_bits;
+
+  [[gnu::always_inline]] inline Windows(const pvq::OverlapTrellis& t, const pvq::OverlapWindows& w,
+                                        const uint8_t* from)
+      : bytes(load(w.byte)),
+        shift(load(w.shift)),
+        mask(_mm256_set1_epi32((1 << t.window_bits) - 1)),
+        stream(from),
+        step_bits(t.step_bits) {}
+
+  [[gnu::always_inline]] inline __m256i operator()(int i) const {
+    const uint8_t* from = stream + i / 8 * step_bits - 2;
     const __m256i word =
         _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-    const __m256i window =
-        _mm256_and_si256(_mm256_srlv_epi32(_mm256_shuffle_epi8(word, bytes), shift), mask);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(entry + 8 + i),
-                       _mm256_i32gather_epi32(entries, window, 4));
+    return _mm256_and_si256(_mm256_srlv_epi32(_mm256_shuffle_epi8(word, bytes), shift), mask);
   }
+};
+
+// In both functions `entry` has the rows of eight groups before, then of all: `lag` places back is
+// the row of the other point.
+
+void decode_pairs(const Windows& window, int lag, const int* table, int groups, int8_t* y) {
+  alignas(32) int entry[8 + pvq::kMostBlockGroups];
+  for (int i = -8; i < groups; i += 8)
+    _mm256_store_si256(reinterpret_cast<__m256i*>(entry + 8 + i),
+                       _mm256_i32gather_epi32(table, window(i), 4));
   // The two bytes of each sum, from both halves of 16 bytes.
   const __m256i pairs = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1,
                                          0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1);
   for (int i = 0; i < groups; i += 8) {
     const __m256i own = load(entry + 8 + i);
-    const __m256i other =
-        _mm256_loadu_si256(reinterpret_cast<const __m256i*>(entry + 8 + i - t.lag));
+    const __m256i other = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(entry + 8 + i - lag));
     const __m256i sum = _mm256_add_epi8(own, _mm256_srli_epi32(other, 16));
     const __m256i packed =
         _mm256_permute4x64_epi64(_mm256_shuffle_epi8(sum, pairs), _MM_SHUFFLE(3, 1, 2, 0));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(y + 2 * i), _mm256_castsi256_si128(packed));
   }
+}
+
+void decode_quads(const Windows& window, int lag, const long long* table, int groups, int8_t* y) {
+  alignas(32) long long entry[8 + pvq::kMostBlockGroups / 2];
+  for (int i = -8; i < groups; i += 8) {
+    const __m256i at = window(i);
+    __m256i* to = reinterpret_cast<__m256i*>(entry + 8 + i);
+    _mm256_store_si256(to, _mm256_i32gather_epi64(table, _mm256_castsi256_si128(at), 8));
+    _mm256_store_si256(to + 1, _mm256_i32gather_epi64(table, _mm256_extracti128_si256(at, 1), 8));
+  }
+  for (int i = 0; i < groups; i += 4) {
+    const __m256i own = load(entry + 8 + i);
+    const __m256i other = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(entry + 8 + i - lag));
+    const __m256i sum = _mm256_add_epi8(own, _mm256_srli_epi64(other, 32));
+    const __m256i low = _mm256_setr_epi32(0, 2, 4, 6, 0, 2, 4, 6);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(y + 4 * i),
+                     _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(sum, low)));
+  }
+}
+
+void decode(const pvq::OverlapTrellis& t, const pvq::OverlapWindows& windows, const int8_t* table,
+            const uint8_t* stream, int groups, int8_t* y) {
+  const Windows window(t, windows, stream);
+  if (t.dim == 2)
+    decode_pairs(window, t.lag, reinterpret_cast<const int*>(table), groups, y);
+  else
+    decode_quads(window, t.lag, reinterpret_cast<const long long*>(table), groups, y);
 }
 
 void dot(const int8_t* y, int count, const float* x, int64_t stride, int tokens, float (*sum)[16]) {

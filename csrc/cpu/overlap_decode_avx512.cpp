@@ -1,4 +1,4 @@
-// OverlapDecoder for AVX-512: sixteen groups at a time, their entries gathered from the table.
+// OverlapDecoder for AVX-512: the rows of the table gathered, 64 bytes at a time.
 #ifdef PVQ_X86
 // GCC 12 takes the "undefined" operands of its own intrinsics for uninitialised variables.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -17,10 +17,10 @@ namespace {
   return _mm512_inserti64x4(_mm512_castsi256_si512(v), v, 1);
 }
 
-void decode(const pvq::OverlapTrellis& t, const pvq::OverlapWindows& windows, const int8_t* table,
-            const uint8_t* stream, int groups, int8_t* y) {
-  const __m512i bytes = both(_mm256_load_si256(reinterpret_cast<const __m256i*>(windows.byte)));
-  const __m512i shift = both(_mm256_load_si256(reinterpret_cast<const __m256i*>(windows.shift)));
+// Sixteen groups of two weights at a time.
+void decode_pairs(const pvq::OverlapTrellis& t, __m256i bytes8, __m256i shift8, const int8_t* table,
+                  const uint8_t* stream, int groups, int8_t* y) {
+  const __m512i bytes = both(bytes8), shift = both(shift8);
   const __m512i mask = _mm512_set1_epi32((1 << t.window_bits) - 1);
   // Of 16 entries and the 16 before, those `lag` places back.
   const __m512i back =
@@ -41,6 +41,36 @@ void decode(const pvq::OverlapTrellis& t, const pvq::OverlapWindows& windows, co
     }
     before = entry;
   }
+}
+
+// Eight groups of four weights at a time.
+void decode_quads(const pvq::OverlapTrellis& t, __m256i bytes, __m256i shift, const int8_t* table,
+                  const uint8_t* stream, int groups, int8_t* y) {
+  const __m256i mask = _mm256_set1_epi32((1 << t.window_bits) - 1);
+  // Of 8 entries and the 8 before, those `lag` places back.
+  const __m512i back =
+      _mm512_add_epi64(_mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7), _mm512_set1_epi64(8 - t.lag));
+  __m512i before = _mm512_setzero_si512();
+  for (int i = -8; i < groups; i += 8) {
+    const __m256i word = twice(stream + i / 8 * t.step_bits - 2);
+    const __m256i window =
+        _mm256_and_si256(_mm256_srlv_epi32(_mm256_shuffle_epi8(word, bytes), shift), mask);
+    const __m512i entry = _mm512_i32gather_epi64(window, table, 8);
+    if (i >= 0) {
+      const __m512i other = _mm512_permutex2var_epi64(before, back, entry);
+      const __m512i sum = _mm512_add_epi8(entry, _mm512_srli_epi64(other, 32));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + 4 * i), _mm512_cvtepi64_epi32(sum));
+    }
+    before = entry;
+  }
+}
+
+void decode(const pvq::OverlapTrellis& t, const pvq::OverlapWindows& windows, const int8_t* table,
+            const uint8_t* stream, int groups, int8_t* y) {
+  const __m256i bytes = _mm256_load_si256(reinterpret_cast<const __m256i*>(windows.byte));
+  const __m256i shift = _mm256_load_si256(reinterpret_cast<const __m256i*>(windows.shift));
+  const auto decode_groups = t.dim == 2 ? decode_pairs : decode_quads;
+  decode_groups(t, bytes, shift, table, stream, groups, y);
 }
 
 void dot(const int8_t* y, int count, const float* x, int64_t stride, int tokens, float (*sum)[16]) {

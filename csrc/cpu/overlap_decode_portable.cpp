@@ -5,20 +5,26 @@
 
 namespace {
 
-void decode(const pvq::OverlapTrellis& t, const pvq::OverlapWindows&, const int8_t* table,
-            const uint8_t* stream, int groups, int8_t* y) {
-  int8_t entry[pvq::kOverlapBlockGroups + pvq::kMaxOverlapLag][4];
+template <int kDim>
+void decode_groups(const pvq::OverlapTrellis& t, const int8_t* table, const uint8_t* stream,
+                   int groups, int8_t* y) {
+  int8_t entry[pvq::kOverlapBlock / kDim + pvq::kMaxOverlapLag][2 * kDim];
   int64_t bit = int64_t{t.step_bits} * (1 - t.lag) - t.window_bits + 8 * pvq::kStreamBefore;
   stream -= pvq::kStreamBefore;
   for (int i = 0; i < groups + t.lag; ++i, bit += t.step_bits) {
     uint32_t word;
     memcpy(&word, stream + bit / 8, sizeof word);
-    memcpy(entry[i], table + (word >> bit % 8 & (t.rows() - 1)) * 4, 4);
+    memcpy(entry[i], table + (word >> bit % 8 & (t.rows() - 1)) * (2 * kDim), 2 * kDim);
   }
-  for (int i = 0; i < groups; ++i) {
-    y[2 * i] = int8_t(entry[i + t.lag][0] + entry[i][2]);
-    y[2 * i + 1] = int8_t(entry[i + t.lag][1] + entry[i][3]);
-  }
+  for (int i = 0; i < groups; ++i)
+    for (int k = 0; k < kDim; ++k)
+      y[kDim * i + k] = int8_t(entry[i + t.lag][k] + entry[i][kDim + k]);
+}
+
+void decode(const pvq::OverlapTrellis& t, const pvq::OverlapWindows&, const int8_t* table,
+            const uint8_t* stream, int groups, int8_t* y) {
+  return t.dim == 2 ? decode_groups<2>(t, table, stream, groups, y)
+                    : decode_groups<4>(t, table, stream, groups, y);
 }
 
 void dot(const int8_t* y, int count, const float* x, int64_t stride, int tokens, float (*sum)[16]) {

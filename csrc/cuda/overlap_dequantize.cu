@@ -1,7 +1,7 @@
 // Overlapping-pyramid codes in their stored form to weights.
 //
-// A thread takes eight weights, four groups, which come from lag + 4 windows of their ring. Bytes
-// of a ring and rows of the table stay in the caches.
+// A thread takes eight weights, four groups of two or two of four, each the sum of two rows'
+// points. Bytes of a ring and rows of the table stay in the caches.
 #include "cuda/overlap_dequantize.h"
 
 #include <cuda_runtime.h>
@@ -18,7 +18,6 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int64_t kMostBlocks = 4096;
 constexpr int kOctet = 8;
-constexpr int kGroups = kOctet / kOverlapDim;
 
 template <class T>
 struct alignas(16) Octet {
@@ -42,33 +41,33 @@ struct Ring {
   }
 };
 
-template <class T>
+template <class T, int kDim>
 __global__ void __launch_bounds__(kThreads)
     overlap_kernel(const __grid_constant__ OverlapView code, T* w) {
   wait_for_previous_kernel();
   allow_next_kernel();
-  const OverlapTrellis t = code.trellis;
+  OverlapTrellis t = code.trellis;
+  t.dim = kDim;  // which the compiler then divides by
   const int64_t octets = code.cols / kOctet, total = code.rows * octets;
-  const int64_t row_bytes = overlap_row_bytes(t.step_bits, code.cols);
+  const int64_t row_bytes = overlap_row_bytes(t, code.cols);
   for (int64_t i = blockIdx.x * int64_t(kThreads) + threadIdx.x; i < total;
        i += int64_t(gridDim.x) * kThreads) {
     const int64_t row = i / octets, column = i % octets * kOctet;
     const int64_t first = column / kOverlapBlock * kOverlapBlock;
     const int cols = int(min(int64_t(kOverlapBlock), code.cols - first));
-    const Ring ring = {code.code + row * row_bytes + overlap_row_bytes(t.step_bits, first),
-                       cols / kOverlapDim, t.step_bits, t.window_bits};
-    const int group = int(column - first) / kOverlapDim;
+    const Ring ring = {code.code + row * row_bytes + overlap_row_bytes(t, first), cols / kDim,
+                       t.step_bits, t.window_bits};
+    const int group = int(column - first) / kDim;
     const float scale = __uint_as_float(uint32_t(code.row_scale[row]) << 16);
     Octet<T> out;
 #pragma unroll
-    for (int g = 0; g < kGroups; ++g) {
-      const int8_t* own = code.table + ring.window(group + g) * (2 * kOverlapDim);
-      const int8_t* other =
-          code.table + ring.window(group + g - t.lag) * (2 * kOverlapDim) + kOverlapDim;
+    for (int g = 0; g < kOctet / kDim; ++g) {
+      const int8_t* own = code.table + ring.window(group + g) * (2 * kDim);
+      const int8_t* other = code.table + ring.window(group + g - t.lag) * (2 * kDim) + kDim;
 #pragma unroll
-      for (int k = 0; k < kOverlapDim; ++k) {
+      for (int k = 0; k < kDim; ++k) {
         const int y = int(__ldg(own + k)) + int(__ldg(other + k));
-        out.value[g * kOverlapDim + k] = rounded<T>(scale * static_cast<float>(y));
+        out.value[g * kDim + k] = rounded<T>(scale * static_cast<float>(y));
       }
     }
     reinterpret_cast<Octet<T>*>(w)[i] = out;
@@ -80,8 +79,8 @@ int launch(const OverlapView& code, void* w, cudaStream_t stream) {
   const int64_t octets = code.rows * (code.cols / kOctet);
   if (octets == 0) return cudaSuccess;
   const auto blocks = unsigned(std::min(kMostBlocks, (octets + kThreads - 1) / kThreads));
-  return launch_overlapped(overlap_kernel<T>, dim3(blocks), kThreads, 0, stream, code,
-                           static_cast<T*>(w));
+  const auto kernel = code.trellis.dim == 2 ? overlap_kernel<T, 2> : overlap_kernel<T, 4>;
+  return launch_overlapped(kernel, dim3(blocks), kThreads, 0, stream, code, static_cast<T*>(w));
 }
 
 }  // namespace

@@ -39,15 +39,16 @@ StoredOverlap checked_overlap(const char* op, const Tensor& code, const Tensor& 
                               const Tensor& table, int64_t step_bits, int64_t lag, int64_t cols) {
   check_dtype(op, "table", table, {ScalarType::Char});
   const OverlapTrellis trellis = checked_trellis(op, table, step_bits, lag);
-  PVQ_CHECK(trellis.dim == kOverlapDim, "pvq::", op, ": table has shape ", shape_name(table),
-            ", expected groups of ", kOverlapDim);
+  PVQ_CHECK(overlap_decodes(trellis), "pvq::", op, ": table has shape ", shape_name(table),
+            " with step_bits = ", step_bits,
+            ", expected groups (the last dimension) of 2 weights, or of 4 with even step_bits");
   PVQ_CHECK(cols >= 0 && cols % kOverlapStep == 0, "pvq::", op, ": cols is ", cols,
             ", expected a multiple of ", kOverlapStep);
   check_dtype(op, "code", code, {ScalarType::Byte});
   check_dtype(op, "row_scale", row_scale, {ScalarType::BFloat16});
   check_rank(op, "row_scale", row_scale, 1);
   const int64_t rows = row_scale.size(0);
-  check_shape(op, "code", code, {rows, overlap_row_bytes(int(step_bits), cols)});
+  check_shape(op, "code", code, {rows, overlap_row_bytes(trellis, cols)});
   check_same_device(op, "row_scale", row_scale, "code", code);
   check_same_device(op, "table", table, "code", code);
   StoredOverlap stored{{}, as_contiguous(code), as_contiguous(row_scale), as_contiguous(table)};

@@ -1,6 +1,6 @@
 """The overlapping-pyramid code: each word of a bit stream names points of two groups of weights.
 
-Near the error of a trellis code at the decoding price of a table: group i, two weights, is
+Near the error of a trellis code at the decoding price of a table: group i, two weights or four, is
 
     y_i = T[window_i][0] + T[window_(i - lag)][1],    weight = row_scale * y,
 
@@ -14,21 +14,22 @@ Stored form of a matrix of R rows and n columns, n a multiple of 16:
 =========== ========= ================= =====================================================
 tensor      dtype     shape             content
 =========== ========= ================= =====================================================
-code        uint8     [R, n * bits / 8] a symbol of 2 * bits bits for each two weights, lowest
-                                        bit first
+code        uint8     [R, n * bits / 8] the symbols of the groups, lowest bit first
 row_scale   bfloat16  [R]               0 for a row of zeros
 =========== ========= ================= =====================================================
 
-==== =========== ====== === ======
-bits symbol bits window lag states
-==== =========== ====== === ======
-2    4           8      2   4096
-2.5  5           8      2   8192
-3    6           9      1   512
-3.5  7           9      1   512
-4    8           9      1   512
-==== =========== ====== === ======
+==== ================== =========== ====== === ======
+bits weights of a group symbol bits window lag states
+==== ================== =========== ====== === ======
+2    4                  8           9      1   512
+2.5  2                  5           8      2   8192
+3    2                  6           9      1   512
+3.5  2                  7           9      1   512
+4    2                  8           9      1   512
+==== ================== =========== ====== === ======
 
+At 2 bits all points are integers from -8 to 7, two of four weights in the 32 bits of a row; else
+sums of two are from -127 to 127.
 benchmarks/overlap_design.py says why these, benchmarks/overlap_tables.py made the tables.
 """
 
@@ -46,13 +47,13 @@ from pvq.codes import Layout, RunTimeForm, Stored
 from pvq.codes.bits import unpack
 from pvq.codes.overlap_fragments import OverlapFragments
 from pvq.codes.overlap_rounder import OverlapRounder, nearest_code
-from pvq.codes.overlap_trellis import DIM, Trellis
+from pvq.codes.overlap_trellis import Trellis
 from pvq.codes.width import WidthCode
 
 STEP = 16  # columns come in multiples of it
 _FILE = Path(__file__).parent / "overlap_tables.npz"
-# Window bits and lag by rate.
-_SHAPES = {2.0: (8, 2), 2.5: (8, 2), 3.0: (9, 1), 3.5: (9, 1), 4.0: (9, 1)}
+# Weights of a group, window bits and lag by rate.
+_SHAPES = {2.0: (4, 9, 1), 2.5: (2, 8, 2), 3.0: (2, 9, 1), 3.5: (2, 9, 1), 4.0: (2, 9, 1)}
 WIDTHS = tuple(_SHAPES)
 
 
@@ -62,8 +63,8 @@ def trellis(bits: float) -> Trellis:
     with np.load(_FILE) as file:
         table = torch.from_numpy(file[f"{bits:g}"])
         unit = float(file[f"{bits:g} unit"])
-    window_bits, lag = _SHAPES[bits]
-    return Trellis(round(DIM * bits), window_bits, lag, table, unit)
+    dim, window_bits, lag = _SHAPES[bits]
+    return Trellis(round(dim * bits), window_bits, lag, table, unit)
 
 
 # Graphs hold the table itself, not the way to it.
@@ -108,7 +109,7 @@ class OverlapCode(_WithTrellis):
     def layout(self, rows: int, cols: int) -> Layout:
         """Shape and dtype of each stored tensor of a [rows, cols] matrix."""
         return {
-            "code": ((rows, cols // DIM * round(DIM * self.bits) // 8), torch.uint8),
+            "code": ((rows, cols // self._trellis.dim * self._trellis.step_bits // 8), torch.uint8),
             "row_scale": ((rows,), torch.bfloat16),
         }
 
@@ -127,7 +128,7 @@ class OverlapCode(_WithTrellis):
         """A rounder with the row scales and the symbols of ``stored``."""
         code, row_scale = stored["code"], stored["row_scale"]
         numbers = self._trellis.to(code.device)
-        symbol = unpack(code, numbers.step_bits, cols // DIM).to(torch.uint8)
+        symbol = unpack(code, numbers.step_bits, cols // numbers.dim).to(torch.uint8)
         return OverlapRounder((code.shape[0], cols), row_scale, numbers, symbol)
 
     def dequantize(

@@ -14,7 +14,7 @@ from torch import Tensor
 from pvq.codes import Stored
 from pvq.codes.bits import pack
 from pvq.codes.feedback import round_with_feedback
-from pvq.codes.overlap_trellis import BLOCK, DIM, Trellis, over_scale
+from pvq.codes.overlap_trellis import BLOCK, Trellis, over_scale
 
 # Columns that are settled together, and columns ahead that their path takes into account.
 _TOGETHER, _AHEAD = 16, 48
@@ -38,7 +38,7 @@ class OverlapRounder:
         shape: of the matrix.
         row_scale: [rows] bfloat16.
         trellis: of the code.
-        symbol: [rows, cols / DIM] uint8 to start from; zeros if None.
+        symbol: [rows, cols / dim] uint8 to start from; zeros if None.
     """
 
     def __init__(
@@ -52,7 +52,9 @@ class OverlapRounder:
         self.step = BLOCK if cols % BLOCK == 0 else cols
         self._trellis, self._row_scale = trellis, row_scale
         if symbol is None:
-            symbol = torch.zeros(rows, cols // DIM, dtype=torch.uint8, device=row_scale.device)
+            symbol = torch.zeros(
+                rows, cols // trellis.dim, dtype=torch.uint8, device=row_scale.device
+            )
         self._symbol = symbol
 
     def round(self, w: Tensor, first: int, metric: Tensor | None = None) -> Tensor:
@@ -63,7 +65,8 @@ class OverlapRounder:
         else:
             symbol = self._with_feedback(x, metric)
         symbol[self._row_scale == 0] = 0
-        self._symbol[:, first // DIM : (first + w.shape[1]) // DIM] = symbol
+        dim = self._trellis.dim
+        self._symbol[:, first // dim : (first + w.shape[1]) // dim] = symbol
         return self._decode(symbol)
 
     def rescale(self, factor: Tensor) -> Tensor:
@@ -95,7 +98,7 @@ class OverlapRounder:
 
     def _ring(self, x: Tensor, metric: Tensor) -> Tensor:
         """Symbols for one ring ``x``; its halves are settled anew while that lowers the cost."""
-        trellis, half = self._trellis, x.shape[1] // 2
+        trellis, half, dim = self._trellis, x.shape[1] // 2, self._trellis.dim
         symbol = self._settle(x, metric)
         error = x - trellis.integers(symbol)
         cost = ((error @ metric) * error).sum(1)
@@ -103,12 +106,12 @@ class OverlapRounder:
             first = half * (turn % 2) + half // 2 * (turn // 2 % 2)
             order = torch.arange(2 * half, device=x.device).roll(-first)
             here, rest = order[:half], order[half:]
-            turned = symbol.roll(-(first // DIM), 1)
+            turned = symbol.roll(-(first // dim), 1)
             own = metric[here][:, here]
             pull = torch.linalg.solve(own, error[:, rest] @ metric[rest][:, here], left=False)
-            ends = trellis.state(turned), trellis.state(turned[:, : half // DIM])
+            ends = trellis.state(turned), trellis.state(turned[:, : half // dim])
             found = self._settle(x[:, here] + pull, own, *ends)
-            found = torch.cat([found, turned[:, half // DIM :]], 1).roll(first // DIM, 1)
+            found = torch.cat([found, turned[:, half // dim :]], 1).roll(first // dim, 1)
             new_error = x - trellis.integers(found)
             new_cost = ((new_error @ metric) * new_error).sum(1)
             better = (new_cost < cost)[:, None]
@@ -140,7 +143,7 @@ class OverlapRounder:
                 state,
                 end if path.stop == cols else None,
             )
-            symbol = ahead[:, : (run.stop - run.start) // DIM]
+            symbol = ahead[:, : (run.stop - run.start) // trellis.dim]
             y, state = trellis.walk(state, symbol)
             pieces.append(symbol)
             if run.stop < cols:

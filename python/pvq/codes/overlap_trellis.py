@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pvq.codes.bits import pack
 
-DIM = 2  # weights of a group
+DIM = 2  # weights of a group in fragments
 BLOCK = 128  # columns whose symbols form a ring
 # Deviations up to which the tables are dense enough for their unit to be the best.
 _DENSE = 4.2
@@ -30,7 +30,7 @@ class Trellis:
         step_bits: of a symbol.
         window_bits: of a window.
         lag: groups from a window's own group to the other that it has a point for.
-        table: int8 [2^window_bits, 2, DIM], the points of a window: of its own group, of the other.
+        table: int8 [2^window_bits, 2, dim], the points of a window: of its own group, of the other.
         unit: the row scale for Gaussian weights of variance 1.
         points: the table in float32, as searches take it.
     """
@@ -58,6 +58,11 @@ class Trellis:
         return there
 
     @property
+    def dim(self) -> int:
+        """Weights of a group."""
+        return self.table.shape[2]
+
+    @property
     def state_bits(self) -> int:
         """Bits of a state: those that a group depends on beside its own symbol."""
         return self.window_bits + (self.lag - 1) * self.step_bits
@@ -71,7 +76,7 @@ class Trellis:
         *,
         ring: bool = False,
     ) -> Tensor:
-        """The symbols of least cost sum(weight * (x - y)^2), uint8 [rows, cols / DIM].
+        """The symbols of least cost sum(weight * (x - y)^2), uint8 [rows, cols / dim].
 
         Args:
             x: [rows, cols] float32, on the device of the table.
@@ -86,23 +91,23 @@ class Trellis:
         return symbol
 
     def nearest(self, x: Tensor) -> Tensor:
-        """The symbols of the rings nearest to ``x`` [rows, cols], uint8 [rows, cols / DIM]."""
+        """The symbols of the rings nearest to ``x`` [rows, cols], uint8 [rows, cols / dim]."""
         rows, cols = x.shape
         whole = cols // BLOCK * BLOCK
         parts = []
         if whole:
             rings = x[:, :whole].reshape(-1, BLOCK)
-            parts.append(self.search(rings, ring=True).view(rows, whole // DIM))
+            parts.append(self.search(rings, ring=True).view(rows, whole // self.dim))
         if whole < cols or not cols:
             parts.append(self.search(x[:, whole:].contiguous(), ring=True))
         return torch.cat(parts, 1)
 
     def integers(self, symbol: Tensor) -> Tensor:
-        """What symbols [rows, cols / DIM] of rings decode to, float32 [rows, cols]."""
+        """What symbols [rows, cols / dim] of rings decode to, float32 [rows, cols]."""
         ones = torch.ones(len(symbol), dtype=torch.bfloat16, device=symbol.device)
         y: Tensor = torch.ops.pvq.overlap_dequantize(
             *(pack(symbol, self.step_bits), ones, self.table, self.step_bits, self.lag),
-            *(DIM * symbol.shape[1], torch.float32),
+            *(self.dim * symbol.shape[1], torch.float32),
         )
         return y
 
