@@ -23,16 +23,15 @@ permutation where windows are whole bytes at byte boundaries; a shift, for sever
 where they are whole bytes elsewhere; else a funnel shift and an and-or, of which a window in four
 needs no shift where symbols are bytes), a load of the row from shared memory, and what follows:
 
-    D = 2    two points are a word. Sums take two permutations and an addition for four weights;
-             nothing where products take both points apart, each with its own group's activations
-    D = 4    two points of int4 are a word, and a mask for each makes bytes of it, all there is
-             where products take them apart; sums take a shift and an addition more
     D = 1    a shift-and-add a weight and a quarter more
+    D = 2    two points are a word: a permutation and an addition for four weights, and another
+             permutation for a third point
+    D = 4    a point is a word, and the second is a multiple of it: a multiplication and addition;
+             a third point takes a load and an addition
 
-Apart is for few activations: it takes twice as many products. A third point takes a load, a mask
-and a permutation, and in sums an addition. Shared memory: a copy of the table for each of 32 lanes,
-a byte a weight of a point, half a byte where D = 4. Encoding: transitions of Viterbi's algorithm a
-weight; one is an addition and a minimum.
+Shared memory: a copy of the table for each of 32 lanes, a byte a weight and point, of tied points
+of four weights only the first. Encoding: transitions of Viterbi's algorithm a weight; one is an
+addition and a minimum.
 """
 
 from __future__ import annotations
@@ -50,13 +49,14 @@ from overlap_tables import (
     FAMILY,
     OUT,
     PHASES,
+    TYING,
     Phases,
     Trellis,
     decode,
     error,
-    round_nibbles,
     round_points,
     search,
+    tie,
     train,
     windows,
 )
@@ -79,6 +79,7 @@ class Effort:
     """Phases of training and samples of a test, also of those with beams, and where to search."""
 
     phases: Phases
+    tying: Phases
     test: int
     beam_phases: Phases
     beam_test: int
@@ -95,14 +96,14 @@ class Effort:
 
 def effort(quick: bool, device: str) -> Effort:
     if quick:
-        return Effort(((1 << 12, 2),), 1 << 13, ((1 << 12, 1),), 1 << 12, device)
-    # A quarter of the turns of the library's tables, and none of the largest.
-    phases = tuple((samples, turns // 4) for samples, turns in PHASES if samples <= 1 << 18)
-    return Effort(phases, 1 << 20, ((1 << 14, 15), (1 << 16, 6)), 1 << 16, device)
+        return Effort(((1 << 12, 2),), ((1 << 12, 1),), 1 << 13, ((1 << 12, 1),), 1 << 12, device)
+    # Half the turns of the library's tables, and none of the largest.
+    phases = tuple((samples, turns // 2) for samples, turns in PHASES if samples <= 1 << 18)
+    return Effort(phases, TYING, 1 << 20, ((1 << 14, 15), (1 << 16, 6)), 1 << 16, device)
 
 
-def decode_instructions(trellis: Trellis, points: int | None = None) -> tuple[float, float]:
-    """For sums of points, and for points apart, a weight: estimates, see the top."""
+def decode_instructions(trellis: Trellis, points: int | None = None) -> float:
+    """A weight: an estimate, see the top."""
     dim, points = trellis.dim, points or trellis.terms
     if trellis.step_bits == 8:
         address = 1.0 if trellis.window_bits == 8 else 1.75
@@ -110,22 +111,15 @@ def decode_instructions(trellis: Trellis, points: int | None = None) -> tuple[fl
         address = 1 + (1 - trellis.step_bits / 8) / 4 * 2
     else:
         address = 2.0
-    third = points > 2
-    loads = 1 + third
-    if dim == 1:
-        apart = sums = 1.25
-    elif dim == 2:
-        apart, sums = (0, 1.5) if points == 2 else (0.5, 0.5)  # one: two of them make a word
-    else:
-        apart = points + third
-        sums = apart + 2 + third
-    return (address + loads + sums) / dim, (address + loads + apart) / dim
+    loads = 1 + (points > 2)
+    sums = {1: 1.25, 2: 0.5 * points, 4: 1.0 * (points - 1)}[dim]
+    return (address + loads + sums) / dim
 
 
 def table_kib(trellis: Trellis, points: int | None = None) -> float:
     """Of 32 copies."""
-    point_bytes = trellis.dim / 2 if trellis.dim == 4 else trellis.dim
-    return 32 * point_bytes * (points or trellis.terms) * (1 << trellis.window_bits) / 1024
+    held = (points or trellis.terms) - (trellis.dim == 4)  # tied
+    return 32 * trellis.dim * max(1, held) * (1 << trellis.window_bits) / 1024
 
 
 def pyramid_points(trellis: Trellis, seed: int = 0) -> torch.Tensor:
@@ -184,15 +178,13 @@ class Report:
 
 
 SHAPE_COLUMNS = ("D", "s", "v", "lag", "b/w")
-COSTS = ("decode, instr/w", "points apart", "table x 32, KiB", "transitions/w")
+COSTS = ("decode, instr/w", "table x 32, KiB", "transitions/w")
 
 
 def costs(trellis: Trellis, points: int, transitions: int) -> dict[str, object]:
     """The columns COSTS."""
-    sums, apart = decode_instructions(trellis, points)
     return {
-        "instructions": sums,
-        "instructions_apart": apart,
+        "instructions": decode_instructions(trellis, points),
         "kib": table_kib(trellis, points),
         "transitions": transitions // trellis.dim,
     }
@@ -236,8 +228,8 @@ def points(report: Report, effort: Effort) -> None:
             whole, unit = round_points(trained, largest)
             candidates[f"trained, sums up to {largest}"] = whole * unit
         if trellis.dim == 4:
-            whole, unit = round_nibbles(trained, trellis, weights=effort.test, device=effort.device)
-            candidates[f"trained, from -8 to 7 in units of {unit}"] = whole * unit
+            whole, unit = tie(trained, trellis, phases=effort.tying, device=effort.device)
+            candidates[f"trained, tied, in units of {unit}"] = whole * unit
         candidates["the library's, trained for longer"] = library[bits]
         for name, table in candidates.items():
             report.add("points", trellis, points=name, ratio=effort.ratio(table, trellis))

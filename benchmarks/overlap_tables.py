@@ -14,9 +14,8 @@ out of poor optima, then more and more, so that nothing is fitted to noise in th
 
 Points of two weights are rounded to multiples of one unit, the smallest one with which no sum of
 two leaves the range of int8: at that resolution rounding costs less than 0.1 %. Points of four
-become integers from -8 to 7, so that both of a row are 32 bits together: of a few units the one
-of least error, which is 0.3 % above that of real points. Turns with the integers in their place,
-each point rounded again or led by what it should have been, gain nothing.
+become tied ones (overlap_tied.py), in more turns: what the least squares problem would change of
+the tied points leads real ones, which are tied again. That costs 1 % of error.
 
 Everything is seeded. Samples are drawn, and the least squares problems solved, on the CPU; on the
 device are the search, which gives the same bits everywhere, and sums of integers. So the tables do
@@ -32,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from overlap_tied import tied_points
 
 import pvq  # noqa: F401  registers the operators
 
@@ -40,8 +40,7 @@ Phases = tuple[tuple[int, int], ...]
 
 BLOCK = 128  # weights of a ring
 LARGEST = 127  # magnitude of a sum
-NIBBLE = (-8, 7)  # range of the points of groups of four
-UNITS = (0.22, 0.23, 0.24, 0.25, 0.26, 0.27)  # that are tried for them
+UNITS = (0.027, 0.028, 0.029, 0.03, 0.031)  # that are tried for groups of four
 # Samples of a turn, and how many turns.
 PHASES = (
     (1 << 13, 60),
@@ -52,6 +51,9 @@ PHASES = (
     (1 << 20, 60),
     (1 << 22, 12),
 )
+# Of tying, and the share of a change that leads.
+TYING = ((1 << 16, 60), (1 << 17, 60), (1 << 18, 60), (1 << 20, 20))
+LEAD = 0.1
 QUICK = ((1 << 14, 15), (1 << 16, 25), (1 << 18, 8), (1 << 20, 3))
 SWEEPS = 6
 FINE = 2.0**24  # samples are rounded to multiples of 1 / FINE where they are added up
@@ -191,28 +193,39 @@ def round_points(table: torch.Tensor, largest: int = LARGEST) -> tuple[torch.Ten
     return whole, unit
 
 
-def round_nibbles(
+def tie(
     table: torch.Tensor,
     trellis: Trellis,
     units: tuple[float, ...] = UNITS,
-    weights: int = 1 << 20,
+    phases: Phases = TYING,
     device: str = "cpu",
 ) -> tuple[torch.Tensor, float]:
-    """The points as integers of four bits, and that of `units` with which they err least."""
-    rounded = [(table / unit).round().clamp(*NIBBLE) for unit in units]
-    errors = [
-        error(whole * unit, trellis, weights, seed=8, device=device)
-        for whole, unit in zip(rounded, units, strict=True)
-    ]
-    best = errors.index(min(errors))
-    return rounded[best], units[best]
+    """Tied points that fit as `table` does, and their unit: those of least error."""
+    results = []
+    for unit in units:
+        generator = torch.Generator().manual_seed(1)
+        leading = table / unit
+        points = tied_points(leading, torch.ones(len(table), 2, dtype=torch.float64))
+        for samples, turns in phases:
+            for _ in range(turns):
+                x = gaussian(samples, generator).to(device)
+                window = windows(search(x, points * unit, trellis), trellis)
+                better = points * unit
+                improve(x, window, better, trellis)
+                leading += LEAD * (better / unit - points)
+                count = torch.bincount(window.flatten(), minlength=len(table)).cpu().double()
+                points = tied_points(leading, count[:, None].expand(-1, 2) + 1e-3)
+        e = error(points * unit, trellis, 1 << 21, seed=8, device=device)
+        results.append((e, unit, points))
+    _, unit, points = min(results, key=lambda result: result[0])
+    return points, unit
 
 
 def rounded(
     table: torch.Tensor, trellis: Trellis, device: str = "cpu"
 ) -> tuple[torch.Tensor, float]:
     """The points as the library has them: integers, and their unit."""
-    return round_nibbles(table, trellis, device=device) if trellis.dim == 4 else round_points(table)
+    return tie(table, trellis, device=device) if trellis.dim == 4 else round_points(table)
 
 
 def error(

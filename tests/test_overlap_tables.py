@@ -1,5 +1,6 @@
 """The scripts that made the tables of the overlapping-pyramid codes mean what the library does."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -56,18 +57,49 @@ def test_training_lowers_the_error_and_is_repeatable(tables):
         assert tables.error(whole * unit, shape, 1 << 14) < 1.03 * trained
 
 
-def test_rounding_to_four_bits_takes_the_unit_of_least_error(tables):
+def tied(words):
+    """Both points of a row whose first point has the bytes `words` [4], less 64."""
+    word = sum(int(byte) << (8 * k) for k, byte in enumerate(words))
+    other = 16 * word % (1 << 32)
+    return [[int(byte) - 64 for byte in words], [(other >> (8 * k) & 255) - 64 for k in range(4)]]
+
+
+def test_tied_points_are_the_nearest(tables):
+    """Among all with levels up to 7, of which two components here are fixed to have few."""
+    random = torch.Generator().manual_seed(3)
+    target = 30 * torch.randn(5, 2, 4, generator=random, dtype=torch.float64)
+    weight = torch.rand(5, 2, generator=random, dtype=torch.float64)
+    found = tables.tied_points(target, weight)
+    levels = [16 * h + low for h in range(8) for low in range(8)]
+    for row in range(5):
+        assert found[row].tolist() == tied(found[row, 0] + 64)
+        assert all(int(byte) + 64 in levels for byte in found[row, 0])
+
+        def cost(points, row=row):
+            e = (torch.tensor(points, dtype=torch.float64) - target[row]).square().sum(1)
+            return float((e * weight[row]).sum())
+
+        least = cost(found[row].tolist())
+        # Two neighbouring components at a time, which share a level, over all their bytes.
+        for k in range(3):
+            for pair in itertools.product(levels, repeat=2):
+                words = found[row, 0] + 64
+                words[k : k + 2] = torch.tensor(pair)
+                assert cost(tied(words)) >= least - 1e-9
+
+
+def test_tying_takes_the_unit_of_least_error(tables):
     shape = tables.Trellis(4, 4, 6, 1)
     table = tables.train(shape, ((1 << 12, 4), (1 << 14, 6)))
-    units = (0.02, 0.15, 0.25, 0.6)
-    whole, unit = tables.round_nibbles(table, shape, units, 1 << 16)
-    assert torch.equal(whole, whole.round())
-    assert -8 <= whole.min() < whole.max() <= 7
-    assert torch.equal(whole, (table / unit).round().clamp(-8, 7))
-    errors = {u: tables.error((table / u).round().clamp(-8, 7) * u, shape, 1 << 16) for u in units}
-    assert errors[unit] == min(errors.values())
-    assert errors[unit] < 1.02 * tables.error(table, shape, 1 << 16)
-    assert errors[0.02] > 1.5 * errors[unit], "points out of range are moved into it"
+    units, phases = (0.01, 0.03, 0.2), ((1 << 14, 4),)
+    points, unit = tables.tie(table, shape, units, phases)
+    assert unit == 0.03
+    assert all(row.tolist() == tied(row[0] + 64) for row in points)
+    real = tables.error(table, shape, 1 << 16)
+    assert tables.error(points * unit, shape, 1 << 16) < 1.04 * real
+    assert int(points[:, 0].max() + points[:, 1].max()) <= 127
+    if torch.cuda.is_available():
+        assert torch.equal(points, tables.tie(table, shape, units, phases, "cuda")[0])
 
 
 def training_samples(tables, shape, seed):
