@@ -96,8 +96,8 @@ class Effort:
 def effort(quick: bool, device: str) -> Effort:
     if quick:
         return Effort(((1 << 12, 2),), 1 << 13, ((1 << 12, 1),), 1 << 12, device)
-    # A quarter of the turns of the library's tables, and none of the largest.
-    phases = tuple((samples, turns // 4) for samples, turns in PHASES if samples <= 1 << 18)
+    # Half the turns of the library's tables, and none of the largest.
+    phases = tuple((samples, turns // 2) for samples, turns in PHASES if samples <= 1 << 18)
     return Effort(phases, 1 << 20, ((1 << 14, 15), (1 << 16, 6)), 1 << 16, device)
 
 
