@@ -1,12 +1,12 @@
 // Runs a product kernel of csrc/cuda on the CPU (machine.h):
 //
 //   products table ROWS COLS TOKENS BITS BLOCK SEED RESIDUAL PROCESSORS < operands > y
-//   products lapped ROWS COLS TOKENS STEP_BITS BLOCK SEED RESIDUAL PROCESSORS < operands > y
+//   products lapped ROWS COLS TOKENS PAIR_BITS BLOCK SEED RESIDUAL PROCESSORS < operands > y
 //   products plane ROWS COLS TOKENS BITS BLOCK SEED GROUP PROCESSORS < operands > y
 //   products points COUNT DIM PULSES TYPE < x > y, amplitude, amplitude * y
 //   products table_points ROWS COLS TOKENS BITS DIM LARGEST PROCESSORS < operands > y
-//   products lapped_points ROWS COLS TOKENS STEP_BITS DIM LARGEST PROCESSORS < operands > y
-//   products overlap ROWS COLS STEP_BITS WINDOW_BITS LAG < codes > w
+//   products lapped_points ROWS COLS TOKENS PAIR_BITS DIM LARGEST PROCESSORS < operands > y
+//   products overlap ROWS COLS DIM STEP_BITS WINDOW_BITS LAG < codes > w
 //   products index ROWS COLS TOKENS DIM PULSES GAIN_BITS BLOCK SEED PROCESSORS
 //       < levels, operands > y
 //   products index_expand ROWS COLS DIM PULSES GAIN_BITS < levels, fragments, row_scale > w
@@ -44,10 +44,10 @@ const DeviceLimits& device_limits() { return limits; }
 int expand_overlap(char** argv) {
   pvq::OverlapView code{};
   code.rows = std::atoi(argv[2]), code.cols = std::atoi(argv[3]);
-  code.trellis = {pvq::kOverlapDim, std::atoi(argv[4]), std::atoi(argv[5]), std::atoi(argv[6])};
+  code.trellis = {std::atoi(argv[4]), std::atoi(argv[5]), std::atoi(argv[6]), std::atoi(argv[7])};
   const Memory codes = Memory::read(code.rows * code.row_bytes());
   const Memory row_scale = Memory::read(code.rows * 2);
-  const Memory table = Memory::read(code.trellis.rows() * 2 * pvq::kOverlapDim);
+  const Memory table = Memory::read(code.trellis.rows() * 2 * code.trellis.dim);
   const Memory w(code.rows * code.cols * 4);
   code.code = codes.at;
   code.row_scale = reinterpret_cast<const uint16_t*>(row_scale.at);

@@ -33,7 +33,7 @@ class OverlapFragments(TableForm):
 
     @property
     def _pair_bits(self) -> int:
-        return 2 * self.trellis.step_bits // self.trellis.table.shape[2]
+        return 2 * self.trellis.step_bits // self.trellis.dim
 
     def of_stored(self, stored: Stored, shape: tuple[int, int]) -> Stored | None:
         """The fragments of a matrix; ``None`` if its columns are no multiple of 128."""

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pvq.codes.bits import pack
 
-DIM = 2  # weights of a group in fragments
 BLOCK = 128  # columns whose symbols form a ring
 # Deviations up to which the tables are dense enough for their unit to be the best.
 _DENSE = 4.2
