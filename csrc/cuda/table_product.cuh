@@ -12,7 +12,9 @@
 //                  | ring of codes | activations (fused form) | offsets | barriers |
 //
 // The ring fills while the activations are rotated, and, with programmatic dependent launch, while
-// the previous kernel still runs.
+// the previous kernel still runs. But not at once: activations that stand behind all codes of the
+// ring in the queues of the memory come 1 to 2 us later than before them. So first come as many
+// codes as arrive until the previous kernel ends, then the activations, then the other codes.
 //
 // At one token and 2 bits an H200's memory feeds one chunk (2048 weights) an SM every 31 clocks:
 // 124 issue slots, of which a chunk takes some 50 (32 to look its table words up, 4 products, 4 to
@@ -35,6 +37,9 @@ constexpr int kMultiplyingThreads = kWarps * 32;
 constexpr int kThreads = kMultiplyingThreads + 128;
 constexpr int kAddingThreads = 96;
 constexpr int kMostSumSlots = 8;
+constexpr int kMostInputBytes = 2 * kMostFusedValues * 2;
+// What an SM of an H200 gets from memory in the 1.5 us from its start to the previous kernel's end.
+constexpr int kEarlyBytes = 48 * 1024;
 
 // J: chunks that a warp takes of a tile in a pass over the columns.
 template <class Chunk, int J>
@@ -53,7 +58,13 @@ struct ProductShape {
   // A multiple of the steps, so that places in the ring are constants of the unrolled loop.
   static constexpr int kStages = std::max(1, kRingLimit / (kStageBytes * kSteps)) * kSteps;
   static constexpr int kActivationsAddress = kRingAddress + kStages * kStageBytes;
-  static constexpr int kBarriers = kEndAddress - 16 * (kStages + kMostSumSlots);
+  // Activations that the product quantizes itself stand in the last stages of the ring before.
+  static constexpr int kInputStages = (kMostInputBytes + kStageBytes - 1) / kStageBytes;
+  static constexpr int kInputAddress = kRingAddress + (kStages - kInputStages) * kStageBytes;
+  // Filled before the previous kernel ends.
+  static constexpr int kEarlyStages =
+      std::clamp(kEarlyBytes / kStageBytes, 1, kStages - kInputStages);
+  static constexpr int kBarriers = kEndAddress - 16 * (kStages + kMostSumSlots + 1);
   static constexpr int kOffsetsAddress = kBarriers - 3 * kNarrowRows * 4;
 
   static __device__ __forceinline__ uint32_t full_barrier(int stage) {
@@ -68,6 +79,9 @@ struct ProductShape {
   }
   static __device__ __forceinline__ uint32_t added_barrier(int slot) {
     return kBarriers + 16 * (kStages + slot) + 8;
+  }
+  static __device__ __forceinline__ uint32_t input_barrier() {
+    return kBarriers + 16 * (kStages + kMostSumSlots);
   }
 };
 
@@ -111,8 +125,14 @@ struct CodeStream {
   NarrowPlan plan;
   // What comes next.
   int group = 0, pass = 0, tile = 0, step = 0, stage = 0;
+  int filled = 0;  // stages, for the first time
 
   __device__ __forceinline__ bool done() const { return group >= num_tiles; }
+  // Copies into stages that nothing was in yet, until `stages` are filled.
+  __device__ __forceinline__ void fill(int stages) {
+#pragma unroll 1
+    for (; filled < stages && !done(); ++filled) copy_next();
+  }
   __device__ __forceinline__ void copy_next() {
     constexpr int kStageChunks = Shape::kPair * kWarps;
     const int first = (pass * Shape::kSteps + step) * kStageChunks;
@@ -240,18 +260,28 @@ __global__ void __launch_bounds__(kThreads, 1)
         barrier_init(Shape::summed_barrier(slot), kWarps);
         barrier_init(Shape::added_barrier(slot), kAddingThreads / 32);
       }
+      barrier_init(Shape::input_barrier(), 1);
       barrier_init_fence();
-      // Codes do not depend on the kernel before.
-#pragma unroll 1
-      for (int stage = 0; stage < Shape::kStages && !stream.done(); ++stage) stream.copy_next();
+      stream.fill(Shape::kEarlyStages);  // codes do not depend on the kernel before
     }
+    __syncthreads();  // the barriers are there
     wait_for_previous_kernel();
     allow_next_kernel();
-    __syncthreads();
+    if (copies && fused) {
+      const int bytes = x.tokens * int(x.cols) * 2;
+      barrier_arrive_expecting(Shape::input_barrier(), bytes);
+      copy_bulk(Shape::kInputAddress, x.x, bytes, Shape::input_barrier());
+      barrier_wait(Shape::input_barrier(), 0);
+      stream.fill(Shape::kStages - Shape::kInputStages);
+    }
+    __syncthreads();  // the table and the activations are there
     if (warp > kWarps) {
       add_sums<Chunk, J>(task, plan, a, shared, first_row, rows, first_tile, num_tiles,
                          thread - kMultiplyingThreads - 32);
     } else if (copies) {
+      // Warps have asked for their activations before they free a stage.
+      if (!fused && !stream.done()) barrier_wait(Shape::free_barrier(0), 0);
+      stream.fill(Shape::kStages);
       int parity = 0;
 #pragma unroll 1
       while (!stream.done()) {
@@ -270,12 +300,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     const PieceRotation rotation(x.block, x.type);
     const PieceShare share(x.block, warp, kWarps);
     const PieceSigns signs(x, share, 0);
-    wait_for_previous_kernel();
-    quantize_tokens<kForm>(x, rotation, signs, a, {0, x.tokens}, share);
+    Activations here = x;
+    here.x = shared + (Shape::kInputAddress - kFirstAddress);
+    __syncthreads();  // the barriers are there
+    barrier_wait(Shape::input_barrier(), 0);
+    quantize_tokens<kForm, true>(here, rotation, signs, a, {0, x.tokens}, share);
   } else {
+    __syncthreads();
     wait_for_previous_kernel();
   }
-  __syncthreads();
+  __syncthreads();  // the table and the activations are there
 
   // --- the product
   const LaneTable table{uint32_t(lane * 4)};
