@@ -147,8 +147,7 @@ struct PieceSigns {
   }
 };
 
-// The lane's values of a piece, zeros beyond the last column. kShared: x is in shared memory.
-template <bool kShared>
+// The lane's values of a piece, zeros beyond the last column.
 __device__ __forceinline__ void load_piece(const Activations& a, int token, int64_t first,
                                            uint2 (&raw)[2]) {
   const int lane = threadIdx.x % 32;
@@ -157,10 +156,7 @@ __device__ __forceinline__ void load_piece(const Activations& a, int token, int6
   for (int s = 0; s < 2; ++s) {
     const int64_t column = first + 128 * s + 4 * lane;
     raw[s] = make_uint2(0, 0);
-    if (column < a.cols) {
-      const auto* const from = reinterpret_cast<const uint2*>(x + column);
-      raw[s] = kShared ? *from : __ldg(from);
-    }
+    if (column < a.cols) raw[s] = __ldg(reinterpret_cast<const uint2*>(x + column));
   }
 }
 
@@ -315,7 +311,7 @@ struct TokenRange {
 
 // The loop is not unrolled: code that runs once waits for its own instructions to arrive, at a line
 // of 128 bytes a time. `first_signs` are those of the first four pieces.
-template <int kPieces, ActivationForm kForm, bool kShared>
+template <int kPieces, ActivationForm kForm>
 __device__ __forceinline__ void quantize_share(const Activations& a, const PieceRotation& rotation,
                                                const PieceSigns& first_signs,
                                                const QuantizedActivations& out, TokenRange tokens,
@@ -326,8 +322,7 @@ __device__ __forceinline__ void quantize_share(const Activations& a, const Piece
   const auto load_next = [&] {
     if (next_token >= tokens.end) return;
 #pragma unroll
-    for (int k = 0; k < kPieces; ++k)
-      load_piece<kShared>(a, next_token, share.column(next_n + k), next[k]);
+    for (int k = 0; k < kPieces; ++k) load_piece(a, next_token, share.column(next_n + k), next[k]);
   };
   load_next();
   PieceSigns signs = first_signs;
@@ -345,18 +340,17 @@ __device__ __forceinline__ void quantize_share(const Activations& a, const Piece
   }
 }
 
-// kShared: activations are in shared memory.
-template <ActivationForm kForm, bool kShared = false>
+template <ActivationForm kForm>
 __device__ __forceinline__ void quantize_tokens(const Activations& a, const PieceRotation& rotation,
                                                 const PieceSigns& signs,
                                                 const QuantizedActivations& out, TokenRange tokens,
                                                 const PieceShare& share) {
   if (share.length == 1) {
-    quantize_share<1, kForm, kShared>(a, rotation, signs, out, tokens, share);
+    quantize_share<1, kForm>(a, rotation, signs, out, tokens, share);
   } else if (share.length == 2) {
-    quantize_share<2, kForm, kShared>(a, rotation, signs, out, tokens, share);
+    quantize_share<2, kForm>(a, rotation, signs, out, tokens, share);
   } else {
-    quantize_share<4, kForm, kShared>(a, rotation, signs, out, tokens, share);
+    quantize_share<4, kForm>(a, rotation, signs, out, tokens, share);
   }
 }
 

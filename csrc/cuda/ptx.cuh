@@ -82,6 +82,18 @@ __device__ __forceinline__ uint4 load_shared_vector(uint32_t address) {
   return r;
 }
 
+// From global memory, past the caches of the SM.
+__device__ __forceinline__ uint32_t load_word_now(const void* address) {
+  uint32_t r;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(r) : "l"(address) : "memory");
+  return r;
+}
+// Goes on when the value is there, whatever it is.
+__device__ __forceinline__ void wait_for_value(uint32_t value) {
+  asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, %0, 0x7FC1;\n@p nanosleep.u32 1;\n}" ::"r"(value)
+               : "memory");
+}
+
 // A barrier in shared memory, 8 bytes: a phase ends when `arrivals` threads have arrived and all
 // bytes that they announced have been copied.
 __device__ __forceinline__ void barrier_init(uint32_t barrier, int arrivals) {

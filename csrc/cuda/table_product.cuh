@@ -37,9 +37,10 @@ constexpr int kMultiplyingThreads = kWarps * 32;
 constexpr int kThreads = kMultiplyingThreads + 128;
 constexpr int kAddingThreads = 96;
 constexpr int kMostSumSlots = 8;
-constexpr int kMostInputBytes = 2 * kMostFusedValues * 2;
+// Rows and chunks of narrow activations for which shared memory has room.
+constexpr int kMostSections = 2 * 2 * kMostFusedValues / kChunkCols;
 // What an SM of an H200 gets from memory in the 1.5 us from its start to the previous kernel's end.
-constexpr int kEarlyBytes = 48 * 1024;
+constexpr int kEarlyBytes = 64 * 1024;
 
 // J: chunks that a warp takes of a tile in a pass over the columns.
 template <class Chunk, int J>
@@ -58,12 +59,8 @@ struct ProductShape {
   // A multiple of the steps, so that places in the ring are constants of the unrolled loop.
   static constexpr int kStages = std::max(1, kRingLimit / (kStageBytes * kSteps)) * kSteps;
   static constexpr int kActivationsAddress = kRingAddress + kStages * kStageBytes;
-  // Activations that the product quantizes itself stand in the last stages of the ring before.
-  static constexpr int kInputStages = (kMostInputBytes + kStageBytes - 1) / kStageBytes;
-  static constexpr int kInputAddress = kRingAddress + (kStages - kInputStages) * kStageBytes;
   // Filled before the previous kernel ends.
-  static constexpr int kEarlyStages =
-      std::clamp(kEarlyBytes / kStageBytes, 1, kStages - kInputStages);
+  static constexpr int kEarlyStages = std::clamp(kEarlyBytes / kStageBytes, 1, kStages);
   static constexpr int kBarriers = kEndAddress - 16 * (kStages + kMostSumSlots + 1);
   static constexpr int kOffsetsAddress = kBarriers - 3 * kNarrowRows * 4;
 
@@ -235,10 +232,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int num_tiles = int(int64_t(blockIdx.x + 1) * tiles / gridDim.x) - first_tile;
   constexpr ActivationForm kForm = ActivationForm::kInt8Lanes;
   QuantizedActivations a = task.quantized;
-  const bool fused = !a.values;
-  if (fused)
+  // Whether the block narrows the activations, or copies narrow ones; else they stay where they
+  // are.
+  const bool fused = !a.values, copied = !fused && a.rows * chunks <= kMostSections;
+  if (fused || copied)
     a = QuantizedActivations::at(shared + (Shape::kActivationsAddress - kFirstAddress), kForm,
-                                 chunks, rows, kOneGroup);
+                                 chunks, fused ? rows : a.rows, kOneGroup);
 
   if (warp >= kWarps) {
     give_registers_up<56>();
@@ -264,23 +263,28 @@ __global__ void __launch_bounds__(kThreads, 1)
       barrier_init_fence();
       stream.fill(Shape::kEarlyStages);  // codes do not depend on the kernel before
     }
-    __syncthreads();  // the barriers are there
     wait_for_previous_kernel();
     allow_next_kernel();
     if (copies && fused) {
-      const int bytes = x.tokens * int(x.cols) * 2;
+      // What comes with the last activations has come when the others have.
+      const auto* last = static_cast<const uint16_t*>(x.x) + x.tokens * x.cols - 2;
+      wait_for_value(load_word_now(last));
+      stream.fill(Shape::kStages);
+    } else if (copies && copied) {
+      const int bytes = int(narrow_bytes(chunks, a.rows));
       barrier_arrive_expecting(Shape::input_barrier(), bytes);
-      copy_bulk(Shape::kInputAddress, x.x, bytes, Shape::input_barrier());
+      copy_bulk(Shape::kActivationsAddress, task.quantized.values, bytes, Shape::input_barrier());
       barrier_wait(Shape::input_barrier(), 0);
-      stream.fill(Shape::kStages - Shape::kInputStages);
+      stream.fill(Shape::kStages);
     }
-    __syncthreads();  // the table and the activations are there
+    __syncthreads();
+    if (copied) barrier_wait(Shape::input_barrier(), 0);
     if (warp > kWarps) {
       add_sums<Chunk, J>(task, plan, a, shared, first_row, rows, first_tile, num_tiles,
                          thread - kMultiplyingThreads - 32);
     } else if (copies) {
       // Warps have asked for their activations before they free a stage.
-      if (!fused && !stream.done()) barrier_wait(Shape::free_barrier(0), 0);
+      if (!fused && !copied && !stream.done()) barrier_wait(Shape::free_barrier(0), 0);
       stream.fill(Shape::kStages);
       int parity = 0;
 #pragma unroll 1
@@ -300,16 +304,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     const PieceRotation rotation(x.block, x.type);
     const PieceShare share(x.block, warp, kWarps);
     const PieceSigns signs(x, share, 0);
-    Activations here = x;
-    here.x = shared + (Shape::kInputAddress - kFirstAddress);
-    __syncthreads();  // the barriers are there
-    barrier_wait(Shape::input_barrier(), 0);
-    quantize_tokens<kForm, true>(here, rotation, signs, a, {0, x.tokens}, share);
+    wait_for_previous_kernel();
+    quantize_tokens<kForm>(x, rotation, signs, a, {0, x.tokens}, share);
   } else {
-    __syncthreads();
     wait_for_previous_kernel();
   }
-  __syncthreads();  // the table and the activations are there
+  __syncthreads();
+  if (copied) barrier_wait(Shape::input_barrier(), 0);
 
   // --- the product
   const LaneTable table{uint32_t(lane * 4)};
@@ -421,8 +422,7 @@ template <class Chunk, int J>
 int launch_table_product(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
   using Shape = ProductShape<Chunk, J>;
   static_assert(Shape::kActivationsAddress +
-                    QuantizedActivations::bytes(ActivationForm::kInt8Lanes,
-                                                2 * kMostFusedValues / kChunkCols, 2) <=
+                    QuantizedActivations::bytes(ActivationForm::kInt8Lanes, kMostSections, 1) <=
                 Shape::kOffsetsAddress);
   const int rows = task.activations.rows();
   NarrowPlan plan;

@@ -32,6 +32,12 @@ inline uint2 multiply_wide(uint32_t a, uint32_t b) {
   return {uint32_t(product), uint32_t(product >> 32)};
 }
 
+inline uint32_t load_word_now(const void* address) {
+  uint32_t r;
+  std::memcpy(&r, address, sizeof r);
+  return r;
+}
+inline void wait_for_value(uint32_t) {}
 inline uint32_t byte_signs(uint32_t word) { return byte_permute(word, 0, 0xBA98); }
 
 template <class T>
