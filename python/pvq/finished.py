@@ -52,7 +52,7 @@ def quantize_layer(
     try:
         config = target.config
         if hessian is not None and isinstance(config.code, BandsCode):
-            config = _filled(config, config.code.dim, rounding, hessian)
+            config = _filled(weight, config, config.code.dim, rounding, hessian)
         codes = quantize_tensor(weight, config, rounding=rounding, hessian=hessian)
     except ValueError as error:
         raise ValueError(f"{target.name}: {error}") from error
@@ -81,12 +81,20 @@ def quantize_layer(
     return Finished(record, codes)
 
 
-def _filled(config: PVQConfig, step: int, rounding: Rounding, hessian: Tensor) -> PVQConfig:
+def _filled(
+    weight: Tensor, config: PVQConfig, step: int, rounding: Rounding, hessian: Tensor
+) -> PVQConfig:
     """``config`` with a rate for each band, if the method knows what errors cost where."""
     if not isinstance(rounding, PricesColumns):
         return config
+    energy = torch.zeros(weight.shape[1], device=weight.device)
+    for slab in row_slabs(*weight.shape):
+        rows = weight[slab].float().contiguous()
+        if config.hadamard_block:
+            rows = torch.ops.pvq.hadamard(rows, config.hadamard_block, config.seed)
+        energy += rows.square().sum(0)
     loss = Hessian(hessian, config.hadamard_block, config.seed)
-    return fill_columns(config, rounding.prices(loss, step))
+    return fill_columns(config, energy * rounding.prices(loss, step))
 
 
 def refit_rows(layer: Finished, w: Tensor, hessian: Tensor) -> Finished | None:

@@ -70,7 +70,7 @@ class BandsCode:
                 raise ValueError(
                     f"{name} has {len(values)} values, expected one for each of bands={self.bands}"
                 )
-        assert self.settings  # which checks the values
+        _ = self.settings  # which checks the values
 
     @classmethod
     def make(

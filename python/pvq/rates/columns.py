@@ -2,10 +2,11 @@
 
 Under block feedback the loss of a layer is the sum over blocks of columns of their rounding error
 times the diagonal of the block's Schur complement in the Hessian (:mod:`pvq.rounding.gptq`), which
-is small for the columns that are rounded first, because all others make up for their errors. At
-high rate an error falls as 4^-R, so the loss is least if band i gets
+is small for the columns that are rounded first, because all others make up for their errors. An
+error is in proportion to the energy of the weights, and at high rate it falls as 4^-R. With stake_i
+the product of both, in the mean of band i, the loss is least if this band gets
 
-    R_i = R + log4(price_i / geometric mean of all prices),
+    R_i = R + log4(stake_i / geometric mean of all stakes),
 
 water-filling. Rates of a pyramid code come in steps, and the bits of a row in whole bytes, so the
 best of all settings within the bytes is found instead, by the multiple-choice knapsack. This gains
@@ -29,32 +30,31 @@ LOW = 1.0  # bits a weight that a band gets at least, unless fewer were asked fo
 _BELOW, _ABOVE, _STEP = 1.0, 1.5, 1 / 16
 
 
-def fill_columns(config: PVQConfig, price: Tensor) -> PVQConfig:
+def fill_columns(config: PVQConfig, stake: Tensor) -> PVQConfig:
     """Shares the bytes of a row out over its bands, so that the expected loss is least.
-
-    The weights of all bands are taken to be alike, as those of rotated rows are.
 
     Args:
         config: with ``code="bands"`` and the same rate in all bands; bands that have settings of
             their own keep them, and so do other codes.
-        price: [cols], what a squared error in each column of the rotated matrix adds to the loss,
-            such as :meth:`pvq.rounding.gptq.GPTQ.prices` gives; any floating-point dtype.
+        stake: [cols], the loss if each column of the rotated matrix were lost: the energy of its
+            weights times the price of a squared error there, such as
+            :meth:`pvq.rounding.gptq.GPTQ.prices` gives; any floating-point dtype.
 
     Returns:
         The configuration with a setting for each band. A row takes no more bytes than before.
 
     Raises:
-        ValueError: if ``price`` is no vector, holds NaN, infinite or negative values, or has a
+        ValueError: if ``stake`` is no vector, holds NaN, infinite or negative values, or has a
             number of columns that the code does not fit.
     """
-    if price.ndim != 1:
-        raise ValueError(f"price has shape {list(price.shape)}, expected [cols]")
-    if not torch.isfinite(price).all() or (price < 0).any():
+    if stake.ndim != 1:
+        raise ValueError(f"stake has shape {list(stake.shape)}, expected [cols]")
+    if not torch.isfinite(stake).all() or (stake < 0).any():
         raise ValueError(
-            "price has NaN, infinite or negative values, expected what an error in each column "
-            "costs: check the Hessian that it comes from"
+            "stake has NaN, infinite or negative values, expected the loss if a column were lost: "
+            "check the Hessian and the weights that it comes from"
         )
-    cols = len(price)
+    cols = len(stake)
     config = config.for_cols(cols)
     code = config.code
     if not isinstance(code, BandsCode) or not code.is_uniform:
@@ -65,7 +65,7 @@ def fill_columns(config: PVQConfig, price: Tensor) -> PVQConfig:
         for width in code.widths(cols)
     ]
     errors = np.array([expected_error(c.dim, c.pulses, c.gain_bits) for c in ladder])
-    losses = [float(price[band].double().sum()) * errors for band in code.limits(cols)]
+    losses = [float(stake[band].double().sum()) * errors for band in code.limits(cols)]
     allowed = sum(_row_nbytes(code.settings[0], width) for width in code.widths(cols))
     chosen, _ = choose(costs, losses, allowed)
     filled = BandsCode.of_settings([ladder[i] for i in chosen])
