@@ -9,14 +9,18 @@ import pytest
 import reference
 import torch
 from conftest import TINY
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 import pvq
 from pvq import PVQConfig, PVQLinear, _core, quantize_model, quantize_tensor
+from pvq.calibration import InputStatistics
 from pvq.cli import main
 from pvq.codes import stored_nbytes
 from pvq.codes.bands import BandsCode
 from pvq.codes.pyramid import PyramidCode, expected_error
+from pvq.finished import quantize_layer
+from pvq.plan import Target
 from pvq.rates import columns, fill_columns
 from pvq.rounding.awq import AWQ
 from pvq.rounding.gptq import GPTQ
@@ -114,6 +118,8 @@ def test_the_streams_say_what_the_matrix_is(code, rows, cols):
         back = (expected.reshape(rows, cols // block, block) @ h).reshape(rows, cols) * signs
         got = code.dequantize(stored, cols, torch.float32, block, 7)
         assert np.allclose(got, back, atol=1e-5 * (np.abs(back).max() if rows else 1))
+        rounded_once = code.dequantize(stored, cols, torch.bfloat16, block, 7)
+        assert torch.equal(rounded_once, got.bfloat16())
 
 
 @pytest.mark.parametrize("pyramid", [PyramidCode(16, 13, 2), PyramidCode(8, 5, 0)])
@@ -361,6 +367,32 @@ def test_filled_bands_lower_the_loss_of_feedback_at_the_same_bytes():
     (ours, ours_bytes), (plain, plain_bytes) = result(filled), result(PVQConfig(2.25))
     assert ours_bytes <= plain_bytes
     assert ours < 0.93 * plain
+
+
+def test_a_layer_is_filled_by_its_inputs_and_its_weights():
+    cols = 256
+    layer = nn.Linear(cols, 40, bias=False)
+    layer.weight.data = gaussian(40, cols) * torch.logspace(0, 1.5, cols).flip(0)
+    sums = correlated(cols)
+    config = PVQConfig(2.25, code="bands", block=128, seed=5).for_cols(cols)
+    q = torch.ops.pvq.hadamard(torch.eye(cols), 128, 5).double()  # v Q is v rotated
+    energy = (layer.weight.data.double() @ q).square().sum(0)
+    turned = q.T @ sums @ q
+    target, statistics = Target("layer", layer, config), InputStatistics(cols, "cpu")
+    statistics.hessian += sums
+
+    def chosen(rounding) -> PVQConfig:
+        return quantize_layer(target, rounding, statistics, torch.device("cpu")).codes.config
+
+    for rounding in (GPTQ(), AWQ()):
+        expected = fill_columns(config, energy * rounding.prices(Hessian(turned), 16))
+        assert chosen(rounding) == expected
+        assert not expected.code.is_uniform
+    assert chosen(GPTQ()) != chosen(AWQ())
+    assert chosen(GPTQ()) != fill_columns(config, GPTQ().prices(Hessian(turned), 16))
+    plain = layer.weight.data.double().square().sum(0)
+    assert chosen(GPTQ()) != fill_columns(config, plain * GPTQ().prices(Hessian(turned), 16))
+    assert chosen(Nearest()) == config, "which knows nothing of prices"
 
 
 # --- the whole path -------------------------------------------------------------------------------
