@@ -20,8 +20,8 @@ from pvq.codes import stored_nbytes
 from pvq.codes.bands import BandsCode
 from pvq.codes.pyramid import PyramidCode, expected_error
 from pvq.finished import quantize_layer
-from pvq.plan import Target
-from pvq.rates import columns, fill_columns
+from pvq.plan import Target, make_plan
+from pvq.rates import Sensitivity, allocate, columns, fill_columns
 from pvq.rounding.awq import AWQ
 from pvq.rounding.gptq import GPTQ
 from pvq.rounding.hessian import Hessian
@@ -438,6 +438,22 @@ def test_an_interrupted_run_keeps_the_rates(small_llama, tmp_path):
     assert [a.seconds for a in once.layers] == [b.seconds for b in twice.layers], "restored"
     ours, theirs = first.state_dict(), again.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_a_budget_for_all_layers_is_shared_out_in_bands(small_llama):
+    model, config = small_llama(), PVQConfig(code="bands", bands=2)
+    names = [target.name for target in make_plan(model, config).targets]
+    layers = {name: (0.01 * 1.5**i,) for i, name in enumerate(names)}
+    sensitivity = Sensitivity("kl", "nothing", 1, (0.01,), layers, dict.fromkeys(names, 0.0))
+    shared = allocate(model, "3.5bpw", sensitivity, config, low=3.0, high=3.25)
+    assert all(c.code.is_uniform and c.code.bands == 2 for c in shared.overrides.values())
+    samples = torch.randint(0, 80, (6, 32), generator=torch.Generator().manual_seed(0))
+    report = quantize_model(
+        *(model, config), rounding="gptq", calibration=samples, overrides=shared.overrides,
+        progress=False,
+    )  # fmt: skip
+    assert report.quantized_nbytes <= shared.quantized_nbytes <= shared.budget_nbytes
+    assert any(not layer.config.code.is_uniform for layer in report.layers)
 
 
 def test_without_data_all_bands_have_one_rate(tmp_path, capsys):
