@@ -298,7 +298,7 @@ def test_no_other_rates_on_the_ladder_are_better(seed, cols, bands, monkeypatch)
 
 def test_rates_follow_the_logarithm_of_the_stakes():
     spread = torch.tensor([0.25, 0.5, 2.0, 4.0])
-    config = PVQConfig(3.25, code="bands")
+    config = PVQConfig(3.25, code="bands", bands=4)
     filled = fill_columns(config, spread.repeat_interleave(1024).to(torch.float64))
     rates = [code.bits for code in filled.code.settings]
     ideal = [3.25 + 0.5 * math.log2(s) for s in spread.tolist()]
@@ -312,13 +312,13 @@ def test_rates_follow_the_logarithm_of_the_stakes():
 
 def test_no_band_falls_below_the_least_rate():
     stake = torch.tensor([1e-12, 1e-12, 1e-12, 1e12]).repeat_interleave(256)
-    filled = fill_columns(PVQConfig(1.5, code="bands"), stake)
+    filled = fill_columns(PVQConfig(1.5, code="bands", bands=4), stake)
     rates = [code.bits for code in filled.code.settings]
     assert rates[:3] == [1.0] * 3
     assert 2.5 < rates[3] <= 3.0
-    none = fill_columns(PVQConfig(2.25, code="bands"), torch.zeros(1024))
+    none = fill_columns(PVQConfig(2.25, code="bands", bands=4), torch.zeros(1024))
     assert stored_nbytes(none.code, 1, 1024) <= stored_nbytes(PVQConfig(2.25).code, 1, 1024)
-    low = fill_columns(PVQConfig(0.75, code="bands"), stake)
+    low = fill_columns(PVQConfig(0.75, code="bands", bands=4), stake)
     assert all(code.bits >= 0.75 for code in low.code.settings), "unless less was asked for"
 
 
@@ -353,7 +353,7 @@ def test_methods_price_errors_by_what_they_do():
 
 def test_filled_bands_lower_the_loss_of_feedback_at_the_same_bytes():
     w, sums = gaussian(128, 512), correlated(512)
-    config = PVQConfig(2.25, code="bands").for_cols(512)
+    config = PVQConfig(2.25, code="bands", bands=4).for_cols(512)
     loss = Hessian(sums, config.hadamard_block, config.seed)
     energy = torch.ops.pvq.hadamard(w, config.hadamard_block, 0).square().sum(0)
     filled = fill_columns(config, energy * GPTQ().prices(loss, 16))
@@ -374,7 +374,7 @@ def test_a_layer_is_filled_by_its_inputs_and_its_weights():
     layer = nn.Linear(cols, 40, bias=False)
     layer.weight.data = gaussian(40, cols) * torch.logspace(0, 1.5, cols).flip(0)
     sums = correlated(cols)
-    config = PVQConfig(2.25, code="bands", block=128, seed=5).for_cols(cols)
+    config = PVQConfig(2.25, code="bands", bands=4, block=128, seed=5).for_cols(cols)
     q = torch.ops.pvq.hadamard(torch.eye(cols), 128, 5).double()  # v Q is v rotated
     energy = (layer.weight.data.double() @ q).square().sum(0)
     turned = q.T @ sums @ q
@@ -473,7 +473,7 @@ def test_without_data_all_bands_have_one_rate(tmp_path, capsys):
 
 def test_configurations_can_be_written_and_read():
     config = PVQConfig(2.25, code="bands")
-    assert config.code == BandsCode(4, 16, (13,) * 4, (2,) * 4)
+    assert config.code == BandsCode(2, 16, (13, 13), (2, 2))
     mixed = PVQConfig(code="bands", pulses=[12, 14, 15], gain_bits=[2, 2, 3], seed=3)
     assert mixed.code.bands == 3
     assert mixed.bits == pytest.approx(sum(c.bits for c in mixed.code.settings) / 3)
@@ -481,10 +481,10 @@ def test_configurations_can_be_written_and_read():
         text = json.dumps(each.to_dict())
         assert PVQConfig.from_dict(json.loads(text)) == each
         assert hash(PVQConfig.from_dict(json.loads(text))) == hash(each)
-    assert PVQConfig(code="bands", pulses=27).code == BandsCode(4, 16, (27,) * 4, (4,) * 4)
+    assert PVQConfig(code="bands", pulses=27).code == BandsCode(2, 16, (27, 27), (4, 4))
     assert mixed.replace(bits=3.25).code == BandsCode.uniform(PyramidCode(16, 28, 3), 3)
     assert mixed.replace(gain_bits=3).code.gain_bits == (3, 3, 3)
-    assert config.replace(bands=2).code == BandsCode.uniform(PyramidCode(16, 13, 2), 2)
+    assert config.replace(bands=3).code == BandsCode.uniform(PyramidCode(16, 13, 2), 3)
     assert config.replace(dim=8).code.settings[0] == PyramidCode.make(2.25, dim=8)
     assert PVQConfig(3.25).replace(code="bands").code.settings[0] == PyramidCode(16, 28, 3)
     ladder = BandsCode.ladder(2.0, 2.25, bands=2)
@@ -519,7 +519,7 @@ def test_bad_choices_are_named(choices, error, message):
 
 
 def test_columns_that_do_not_fit_are_named():
-    config = PVQConfig(3.25, code="bands")
+    config = PVQConfig(3.25, code="bands", bands=4)
     with pytest.raises(ValueError, match=r"100 columns are not a multiple of dim=16.* pass dim="):
         config.for_cols(100)
     with pytest.raises(ValueError, match=r"48 columns are 3 groups of dim=16.* pass bands=3"):
