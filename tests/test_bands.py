@@ -231,6 +231,15 @@ def test_activations_become_points_in_bands_too():
         assert 0 < (rough - exact).norm() < 0.05 * exact.norm()
 
 
+@pytest.mark.parametrize("layout", ["stored", "planes"])
+def test_products_compile_without_graph_breaks(layout):
+    config = PVQConfig.from_dict({"code": "bands", **MIXED.choices()})
+    layer = PVQLinear.from_tensor(quantize_tensor(gaussian(21, 240), config), None).prepare(layout)
+    x = gaussian(5, 240, seed=1)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), layer(x))
+
+
 def test_damaged_codes_are_refused():
     stored = MIXED.quantize(gaussian(4, 96))
     stored["index_2"][1] = 255
