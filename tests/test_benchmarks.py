@@ -86,3 +86,18 @@ def test_activations_in_small(tmp_path):
         assert errors["Gaussian", bits, "pyramid"] < errors["Gaussian", bits, "int, 128"]
     models = {row["way"]: row["kl_divergence"] for row in rows if row["kind"] == "model"}
     assert 0 < models[None] < models["pyramid"] < models["int, 128"] < models["int, token"]
+
+
+def test_bands_in_small(tmp_path):
+    data, file = Path(__file__).parent / "data", tmp_path / "bands.json"
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "bands.py", data / "tiny", "--calibration",
+         data / "books.txt", "--samples", "1", "--bits", "2.25", "--bands", "2", "--json", file],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())
+    assert len(rows) == 28
+    assert all(row["bands 2"]["nbytes"] <= row["nbytes"] for row in rows)
+    assert sum(row["bands 2"]["loss"] / row["loss"] for row in rows) < 0.97 * len(rows)
+    assert done.stdout.count("\n|") == 1 + 7 + 1

@@ -8,6 +8,7 @@ import reference
 import torch
 
 from pvq import _core
+from pvq.codes.bands import BandsCode
 from pvq.codes.bits import pack
 from pvq.codes.overlap import OverlapCode
 from pvq.codes.pyramid import PyramidCode
@@ -24,6 +25,7 @@ CODES = [
     OverlapCode(2),
     OverlapCode(2.5),
     OverlapCode(3.5),
+    BandsCode(2, 16, (12, 27), (2, 3)),
 ]
 
 

@@ -35,6 +35,7 @@ CODES = [
     make_code("higgs", 2.25, {}),
     make_code("higgs", 2, {"p": 3}),
     make_code("outliers", 2.25, {}),
+    make_code("bands", None, {"pulses": [12, 27], "gain_bits": [2, 3]}),
 ]
 
 

@@ -45,6 +45,10 @@ class PVQConfig:
     ``code="overlap"`` has 2, 2.5, 3, 3.5 or 4 ``bits`` and no other choice; its error is the least
     of all codes at these rates. See :class:`pvq.codes.overlap.OverlapCode`.
 
+    ``code="bands"`` is the pyramid code in ``bands`` bands of columns; calibrated rounding gives
+    each its own rate, so that rows take no more bytes than with ``bits`` in all of them. See
+    :class:`pvq.codes.bands.BandsCode`.
+
     ``code="outliers"`` keeps a ``fraction`` of each row apart from an ``inner`` code, to which
     ``bits`` goes; see :class:`pvq.codes.outliers.OutlierCode`.
 

@@ -8,10 +8,14 @@ from torch import Tensor, nn
 
 from pvq.calibration import InputStatistics
 from pvq.codes import Stored
+from pvq.codes.bands import BandsCode
+from pvq.config import PVQConfig
 from pvq.plan import Target
+from pvq.rates import fill_columns
 from pvq.report import LayerRecord
-from pvq.rounding import Rounding
+from pvq.rounding import PricesColumns, Rounding
 from pvq.rounding.block import Reconstruction
+from pvq.rounding.hessian import Hessian
 from pvq.tensor import PVQTensor, quantize_tensor, row_slabs
 
 
@@ -31,6 +35,8 @@ def quantize_layer(
 ) -> Finished:
     """Quantizes the weight of a layer and measures the result; the layer is not touched.
 
+    Where its code has bands, the method sets their rates (:func:`pvq.rates.fill_columns`).
+
     Args:
         target: the layer and its configuration.
         rounding: the method.
@@ -44,7 +50,10 @@ def quantize_layer(
     weight = target.module.weight.detach().to(device)
     hessian = None if statistics is None else statistics.hessian.to(device)
     try:
-        codes = quantize_tensor(weight, target.config, rounding=rounding, hessian=hessian)
+        config = target.config
+        if hessian is not None and isinstance(config.code, BandsCode):
+            config = _filled(weight, config, config.code.dim, rounding, hessian)
+        codes = quantize_tensor(weight, config, rounding=rounding, hessian=hessian)
     except ValueError as error:
         raise ValueError(f"{target.name}: {error}") from error
     output_error = nearest_error = None
@@ -56,7 +65,7 @@ def quantize_layer(
         name=target.name,
         kind="linear" if isinstance(target.module, nn.Linear) else "embedding",
         shape=codes.shape,
-        config=target.config,
+        config=codes.config,
         relative_error=codes.relative_error(weight),
         bits_per_weight=codes.bits_per_weight,
         nbytes=codes.nbytes,
@@ -70,6 +79,22 @@ def quantize_layer(
         nearest_output_error=nearest_error,
     )
     return Finished(record, codes)
+
+
+def _filled(
+    weight: Tensor, config: PVQConfig, step: int, rounding: Rounding, hessian: Tensor
+) -> PVQConfig:
+    """``config`` with a rate for each band, if the method knows what errors cost where."""
+    if not isinstance(rounding, PricesColumns):
+        return config
+    energy = torch.zeros(weight.shape[1], device=weight.device)
+    for slab in row_slabs(*weight.shape):
+        rows = weight[slab].float().contiguous()
+        if config.hadamard_block:
+            rows = torch.ops.pvq.hadamard(rows, config.hadamard_block, config.seed)
+        energy += rows.square().sum(0)
+    loss = Hessian(hessian, config.hadamard_block, config.seed)
+    return fill_columns(config, energy * rounding.prices(loss, step))
 
 
 def refit_rows(layer: Finished, w: Tensor, hessian: Tensor) -> Finished | None:

@@ -119,7 +119,7 @@ def quantize_model(
         assert isinstance(table, PVQEmbedding)
         replace_module(model, output, PVQTiedHead(table, getattr(output, "bias", None)))
     if isinstance(model, PreTrainedModel):
-        configs = {target.name: target.config for target in plan.targets}
+        configs = {layer.name: layer.config for layer in layers}
         mark_quantized(model, config, configs, plan.tied)
     return Report(
         *(config, layers, plan.left_dense, dense_nbytes(model)), rounding=settings_of(method)

@@ -36,6 +36,8 @@ shares them out for the least error. At --dim 16:
 {_SETTINGS}
 --code table has --bits 2, 3 or 4, a byte for each group of weights, and is the fastest to run.
 --code overlap has --bits 2, 2.5, 3, 3.5 or 4 and the least error; it takes longer to quantize.
+--code bands is the pyramid code in bands of columns (--choice bands=2); with --rounding gptq each
+band of a layer gets its own rate, for less error in as many bytes. Products take longer.
 --code outliers is the pyramid code of --bits with the --fraction of each row that it would hurt
 most kept apart, at 32 bits each; for --rotation none, as a rotation leaves no outliers.
 A 16-bit scale a row comes on top.

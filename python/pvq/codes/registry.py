@@ -5,6 +5,7 @@ from dataclasses import fields
 from typing import Any
 
 from pvq.codes import Code
+from pvq.codes.bands import BandsCode
 from pvq.codes.higgs import HiggsCode
 from pvq.codes.nf4 import NF4Code
 from pvq.codes.outliers import OutlierCode
@@ -14,12 +15,28 @@ from pvq.codes.table import TableCode
 from pvq.codes.uniform import UniformCode
 
 AnyCode = type[
-    PyramidCode | TableCode | OverlapCode | OutlierCode | UniformCode | NF4Code | HiggsCode
+    PyramidCode
+    | TableCode
+    | OverlapCode
+    | BandsCode
+    | OutlierCode
+    | UniformCode
+    | NF4Code
+    | HiggsCode
 ]
 
 CODES: dict[str, AnyCode] = {
     code.name: code
-    for code in (PyramidCode, TableCode, OverlapCode, OutlierCode, UniformCode, NF4Code, HiggsCode)
+    for code in (
+        PyramidCode,
+        TableCode,
+        OverlapCode,
+        BandsCode,
+        OutlierCode,
+        UniformCode,
+        NF4Code,
+        HiggsCode,
+    )
 }
 
 

@@ -36,6 +36,23 @@ class ScalesColumns(Protocol):
         ...
 
 
+@runtime_checkable
+class PricesColumns(Protocol):
+    """A rounding method that knows where errors cost most, for codes with a rate a band."""
+
+    def prices(self, hessian: Hessian, step: int) -> torch.Tensor:
+        """What a squared error in each column adds to the loss of a row, [cols] float32.
+
+        Args:
+            hessian: of the loss.
+            step: columns that the code rounds together.
+
+        Raises:
+            ValueError: if the method needs more of the Hessian than that has, such as an inverse.
+        """
+        ...
+
+
 class Rounding(Protocol):
     """A rounding method: knows no code by name, only what :class:`pvq.codes.Code` offers."""
 

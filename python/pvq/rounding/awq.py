@@ -20,7 +20,7 @@ from torch import Tensor
 from pvq.arguments import check_int
 from pvq.codes import Code, Stored
 from pvq.config import PVQConfig
-from pvq.rounding import Rounding
+from pvq.rounding import PricesColumns, Rounding
 from pvq.rounding.hessian import Hessian, require
 
 # Powers of two that no row scale or norm overflows by.
@@ -60,6 +60,12 @@ class AWQ:
         rounder.rescale(factors[losses.argmin(0)])
         rounder.round(w, 0)
         return rounder.stored()
+
+    def prices(self, hessian: Hessian, step: int) -> Tensor:
+        """See :class:`pvq.rounding.PricesColumns`; nothing makes up for the nearest points."""
+        if isinstance(self.then, PricesColumns):
+            return self.then.prices(hessian, step)
+        return hessian.damped(0).diagonal().float()
 
     def column_scales(
         self, weights: Sequence[Tensor], configs: Sequence[PVQConfig], hessian: Tensor

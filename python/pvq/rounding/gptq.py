@@ -68,6 +68,15 @@ class GPTQ:
             targets = feedback(w, rounder, require(hessian), self.damping, self.order)
         return rounder
 
+    def prices(self, hessian: Hessian, step: int) -> Tensor:
+        """The diagonals of the metrics; see :class:`pvq.rounding.PricesColumns`."""
+        factor, blocks = hessian.upper_factor(self.damping, step, self.order)
+        count = len(blocks)
+        roots = factor.view(count, step, count, step).diagonal(dim1=0, dim2=2)
+        prices = torch.empty(count, step, device=factor.device)
+        prices[blocks] = roots.square().sum(1).T  # the roots are [step, step, count]
+        return prices.flatten()
+
 
 def feedback(w: Tensor, rounder: Rounder, hessian: Hessian, damping: float, order: str) -> Tensor:
     """Rounds every block of ``w`` once.

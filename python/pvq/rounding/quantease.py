@@ -69,6 +69,10 @@ class QuantEase:
                 break
         return rounder.stored()
 
+    def prices(self, hessian: Hessian, step: int) -> Tensor:
+        """Those of the start; see :class:`pvq.rounding.PricesColumns`."""
+        return self.start.prices(hessian, step)
+
 
 def sweep(w: Tensor, rounded: Tensor, rounder: Rounder, h: Tensor) -> bool:
     """Rounds each block once more, from left to right.
