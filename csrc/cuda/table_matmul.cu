@@ -81,7 +81,8 @@ int prepare_activations(const TableProduct& t, const ProductTask& task, Activati
 int64_t table_product_workspace(const TableProduct& t) {
   if (!is_narrow(t)) return workspace_of(t).bytes();
   if (is_fused(t)) return 0;
-  return narrow_bytes(t.cols / kChunkCols, columns_of(t));
+  return QuantizedActivations::bytes(ActivationForm::kInt8Lanes, t.cols / kChunkCols,
+                                     columns_of(t));
 }
 
 int table_product_cuda(const TableProduct& t, void* stream) {

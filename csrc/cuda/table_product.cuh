@@ -37,8 +37,6 @@ constexpr int kMultiplyingThreads = kWarps * 32;
 constexpr int kThreads = kMultiplyingThreads + 128;
 constexpr int kAddingThreads = 96;
 constexpr int kMostSumSlots = 8;
-// Rows and chunks of narrow activations for which shared memory has room.
-constexpr int kMostSections = 2 * 2 * kMostFusedValues / kChunkCols;
 // What an SM of an H200 gets from memory in the 1.5 us from its start to the previous kernel's end.
 constexpr int kEarlyBytes = 64 * 1024;
 
@@ -61,7 +59,7 @@ struct ProductShape {
   static constexpr int kActivationsAddress = kRingAddress + kStages * kStageBytes;
   // Filled before the previous kernel ends.
   static constexpr int kEarlyStages = std::clamp(kEarlyBytes / kStageBytes, 1, kStages);
-  static constexpr int kBarriers = kEndAddress - 16 * (kStages + kMostSumSlots + 1);
+  static constexpr int kBarriers = kEndAddress - 16 * (kStages + kMostSumSlots);
   static constexpr int kOffsetsAddress = kBarriers - 3 * kNarrowRows * 4;
 
   static __device__ __forceinline__ uint32_t full_barrier(int stage) {
@@ -76,9 +74,6 @@ struct ProductShape {
   }
   static __device__ __forceinline__ uint32_t added_barrier(int slot) {
     return kBarriers + 16 * (kStages + slot) + 8;
-  }
-  static __device__ __forceinline__ uint32_t input_barrier() {
-    return kBarriers + 16 * (kStages + kMostSumSlots);
   }
 };
 
@@ -232,12 +227,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int num_tiles = int(int64_t(blockIdx.x + 1) * tiles / gridDim.x) - first_tile;
   constexpr ActivationForm kForm = ActivationForm::kInt8Lanes;
   QuantizedActivations a = task.quantized;
-  // Whether the block narrows the activations, or copies narrow ones; else they stay where they
-  // are.
-  const bool fused = !a.values, copied = !fused && a.rows * chunks <= kMostSections;
-  if (fused || copied)
+  const bool fused = !a.values;
+  if (fused)
     a = QuantizedActivations::at(shared + (Shape::kActivationsAddress - kFirstAddress), kForm,
-                                 chunks, fused ? rows : a.rows, kOneGroup);
+                                 chunks, rows, kOneGroup);
 
   if (warp >= kWarps) {
     give_registers_up<56>();
@@ -259,7 +252,6 @@ __global__ void __launch_bounds__(kThreads, 1)
         barrier_init(Shape::summed_barrier(slot), kWarps);
         barrier_init(Shape::added_barrier(slot), kAddingThreads / 32);
       }
-      barrier_init(Shape::input_barrier(), 1);
       barrier_init_fence();
       stream.fill(Shape::kEarlyStages);  // codes do not depend on the kernel before
     }
@@ -270,21 +262,14 @@ __global__ void __launch_bounds__(kThreads, 1)
       const auto* last = static_cast<const uint16_t*>(x.x) + x.tokens * x.cols - 2;
       wait_for_value(load_word_now(last));
       stream.fill(Shape::kStages);
-    } else if (copies && copied) {
-      const int bytes = int(narrow_bytes(chunks, a.rows));
-      barrier_arrive_expecting(Shape::input_barrier(), bytes);
-      copy_bulk(Shape::kActivationsAddress, task.quantized.values, bytes, Shape::input_barrier());
-      barrier_wait(Shape::input_barrier(), 0);
-      stream.fill(Shape::kStages);
     }
     __syncthreads();
-    if (copied) barrier_wait(Shape::input_barrier(), 0);
     if (warp > kWarps) {
       add_sums<Chunk, J>(task, plan, a, shared, first_row, rows, first_tile, num_tiles,
                          thread - kMultiplyingThreads - 32);
     } else if (copies) {
       // Warps have asked for their activations before they free a stage.
-      if (!fused && !copied && !stream.done()) barrier_wait(Shape::free_barrier(0), 0);
+      if (!fused && !stream.done()) barrier_wait(Shape::free_barrier(0), 0);
       stream.fill(Shape::kStages);
       int parity = 0;
 #pragma unroll 1
@@ -310,7 +295,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     wait_for_previous_kernel();
   }
   __syncthreads();
-  if (copied) barrier_wait(Shape::input_barrier(), 0);
 
   // --- the product
   const LaneTable table{uint32_t(lane * 4)};
@@ -422,7 +406,8 @@ template <class Chunk, int J>
 int launch_table_product(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
   using Shape = ProductShape<Chunk, J>;
   static_assert(Shape::kActivationsAddress +
-                    QuantizedActivations::bytes(ActivationForm::kInt8Lanes, kMostSections, 1) <=
+                    QuantizedActivations::bytes(ActivationForm::kInt8Lanes,
+                                                2 * kMostFusedValues / kChunkCols, 2) <=
                 Shape::kOffsetsAddress);
   const int rows = task.activations.rows();
   NarrowPlan plan;

@@ -12,12 +12,6 @@ namespace pvq {
 // then takes no other launch; of one token, whose launch weighs more, twice as many.
 constexpr int64_t kMostFusedValues = 8192;
 
-// Of the narrowed activations of a narrow product; bulk copies take whole 16 bytes.
-PVQ_HD constexpr int64_t narrow_bytes(int64_t chunks, int64_t rows) {
-  return (QuantizedActivations::bytes(ActivationForm::kInt8Lanes, chunks, rows) + 15) &
-         ~int64_t{15};
-}
-
 // Blocks take kNarrowRows rows of activations each; warps share a tile's columns.
 using ProductLaunch = int(const ProductTask& task, int multiprocessors, cudaStream_t stream);
 ProductLaunch table_product_2, table_product_3, table_product_4;
