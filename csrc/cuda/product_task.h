@@ -116,6 +116,10 @@ struct ProductTask {
 int quantize_activations(const ProductTask& task, ActivationForm form, int num_counters,
                          cudaStream_t stream);
 
+// Of codes that a block copies before the previous kernel ends: what an SM of an H200 gets from
+// memory in the 1.5 us from the block's start to that end.
+constexpr int kEarlyBytes = 64 * 1024;
+
 struct DeviceLimits {
   int multiprocessors = 0, shared = 0, major = 0;
 };

@@ -37,8 +37,6 @@ constexpr int kMultiplyingThreads = kWarps * 32;
 constexpr int kThreads = kMultiplyingThreads + 128;
 constexpr int kAddingThreads = 96;
 constexpr int kMostSumSlots = 8;
-// What an SM of an H200 gets from memory in the 1.5 us from its start to the previous kernel's end.
-constexpr int kEarlyBytes = 64 * 1024;
 
 // J: chunks that a warp takes of a tile in a pass over the columns.
 template <class Chunk, int J>

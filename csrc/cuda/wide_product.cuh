@@ -192,6 +192,9 @@ struct WideStream {
       find_codes();
     }
   }
+  __device__ __forceinline__ int stage_code_bytes() const {
+    return 4 * plan.row_parts * plan.step_chunks() * chunk_bytes_of<Operand>(task);
+  }
   __device__ __forceinline__ int chunks() const {  // of the step
     return min(plan.step_chunks(), task.chunks - step * plan.step_chunks());
   }
@@ -260,17 +263,26 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
     codes.find_codes();
     auto activations = codes;
     __syncthreads();
-    // Codes do not depend on the kernel before, activations do.
+    // Codes do not depend on the kernel before, activations do, which stand in the queues of the
+    // memory behind all codes that were asked for.
+    const int early = min(plan.stages, max(1, kEarlyBytes / codes.stage_code_bytes()));
+    int stage = 0;
 #pragma unroll 1
-    for (int stage = 0; stage < plan.stages && codes.left > 0; ++stage, codes.next()) {
+    for (; stage < early && codes.left > 0; ++stage, codes.next()) {
       codes.announce();
       codes.copy_codes();
     }
     wait_for_previous_kernel();
     allow_next_kernel();
 #pragma unroll 1
-    for (int stage = 0; stage < plan.stages && activations.left > 0; ++stage, activations.next())
+    for (int i = 0; i < early && activations.left > 0; ++i, activations.next())
       activations.copy_activations();
+#pragma unroll 1
+    for (; stage < plan.stages && codes.left > 0; ++stage, codes.next()) {
+      codes.announce();
+      codes.copy_codes();
+      codes.copy_activations();
+    }
     int parity = 0;
 #pragma unroll 1
     for (; codes.left > 0; codes.next()) {
