@@ -1,13 +1,16 @@
 """Predicted against measured loss, with one rate for all layers and with rates by sensitivity.
 
-    pvq sensitivity MODEL layers.json --text train.txt
-    python benchmarks/allocation.py MODEL --text test.txt --sensitivity layers.json
+    pvq sensitivity MODEL layers.json --text test.txt --tokens 8192 --windows 8 --length 1024
+    python benchmarks/allocation.py MODEL --text test.txt --tokens 8192 --sensitivity layers.json
         [--bits 2.25 3.25 4.25] [--json FILE]
+
+Predictions hold for the text that the sensitivities are measured on. On another text the same
+errors may cost more or less: a model is more sensitive to them where it was not trained.
 
 Each rate is quantized twice, to the nearest points: with one setting for all layers, and with the
 settings that `pvq.allocate` chooses for exactly as many bytes. Predicted is the sum over layers of
 sensitivity times the relative error that the layer really got; measured is the KL divergence from
-the original in nats a token (windows as `pvq eval` states).
+the original in nats a token (windows as `pvq eval` states), in float32, as the sensitivities are.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import json
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 import pvq
 from pvq.evaluate import evaluate, tokenize
@@ -33,12 +36,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     sensitivity = pvq.Sensitivity.load(arguments.sensitivity)
-    original = AutoModelForCausalLM.from_pretrained(arguments.model).eval()
+
+    def load() -> PreTrainedModel:
+        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32)
+        return model.eval()
+
+    original = load()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     tokens = tokenize(tokenizer, arguments.text.read_text(encoding="utf-8"))
 
     def measure(bits: float, overrides: dict[str, pvq.PVQConfig]) -> dict[str, object]:
-        model = AutoModelForCausalLM.from_pretrained(arguments.model).eval()
+        model = load()
         report = pvq.quantize_model(model, pvq.PVQConfig(bits), overrides=overrides, progress=False)
         scored = evaluate(
             model.dequantize(),
