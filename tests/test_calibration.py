@@ -255,6 +255,8 @@ def test_windows_are_spread_over_the_text():
     assert windows.dtype == torch.int64
     windows = calibration_tokens(tokens, samples=10, length=10)
     assert torch.equal(windows.flatten(), tokens.long())
+    windows = calibration_tokens(tokens, samples=2, length=10, max_tokens=29)
+    assert windows.tolist() == [list(range(b, b + 10)) for b in (0, 10)], "of its beginning"
     given = torch.ones(4, 7, dtype=torch.int32)
     assert torch.equal(calibration_tokens(given, samples=2, length=3), given.long())
     assert calibration_tokens(torch.zeros(5000, dtype=torch.int64), samples=2).shape == (2, 2048)
@@ -317,6 +319,8 @@ def test_a_text_too_short_for_all_windows_is_used_whole():
         (torch.zeros(2, 3, 4).long(), {}, ValueError, r"shape \[2, 3, 4\]"),
         (torch.zeros(0, 4).long(), {}, ValueError, r"shape \[0, 4\]"),
         (torch.arange(9), {"samples": 0}, ValueError, "samples is 0"),
+        (torch.arange(9), {"length": 4, "max_tokens": 3}, ValueError, "has 3 tokens, less than"),
+        (torch.arange(9), {"max_tokens": 0}, ValueError, "max_tokens is 0"),
         (torch.arange(99), {"length": 65, "context": 64}, ValueError, "length is 65, expected 1"),
         ("missing.txt", {"tokenizer": True}, FileNotFoundError, r"missing\.txt does not exist"),
         ([], {"tokenizer": True}, ValueError, "0 tokens, less than one window"),

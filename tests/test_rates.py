@@ -6,13 +6,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import DATA, TINY
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import pvq
 from pvq import PVQConfig
 from pvq.cli import main
+from pvq.evaluate import tokenize
 from pvq.plan import make_plan
 from pvq.rates import Budget, Sensitivity, allocate, measure_sensitivity, parse_budget
 from pvq.rates.allocate import gaussian_error
@@ -360,6 +361,24 @@ def test_command_line(tmp_path, capsys):
                 and isinstance(module, pvq.PVQLinear)}) > 3  # fmt: skip
 
 
+def test_sensitivities_of_the_windows_that_are_scored(tmp_path, monkeypatch):
+    """The first tokens of a text, all of them, as ``pvq eval --tokens`` takes them."""
+    seen = []
+
+    def measure(model, targets, tokens, **options):
+        seen.append(tokens)
+        return Sensitivity("kl", options["source"], 1, (1.0,), {"a": (1.0,)}, {"a": 1.0})
+
+    monkeypatch.setattr("pvq.cli.sensitivity.measure_sensitivity", measure)
+    file = tmp_path / "layers.json"
+    command = ["sensitivity", TINY, file, "--text", DATA / "books.txt", "--tokens", 150]
+    command += ["--windows", 3, "--length", 48]
+    assert main([str(word) for word in command]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    ids = tokenize(tokenizer, (DATA / "books.txt").read_text(encoding="utf-8"))
+    assert torch.equal(seen[0], ids[:144].view(3, 48))
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
@@ -367,6 +386,7 @@ def test_command_line(tmp_path, capsys):
         (["quantize", "m", "o", "--sensitivity", "f"], "go together"),
         (["quantize", "m", "o", "--budget", "3bpw", "--bits", "3"], "not allowed with"),
         (["sensitivity", "m", "o", "--loss", "nll"], "--loss nll needs --text"),
+        (["sensitivity", "m", "o", "--tokens", "9"], "--tokens needs --text"),
     ],
 )
 def test_command_line_refuses(capsys, arguments, text):

@@ -203,7 +203,8 @@ class _Run:
             for layer, weight in zip(self.pending, weights, strict=True):
                 codes, config = layer.codes.to(where), layer.codes.config
                 rotation = (config.hadamard_block, config.seed)
-                matrices.append(Matrix(weight, config.code, codes.stored, *rotation))
+                error = layer.record.relative_error
+                matrices.append(Matrix(weight, config.code, codes.stored, *rotation, error))
             return method.reconstruct(Block(matrices, lambda n: output(n, where), targets))
 
         result = on_device(stage.device, reconstruct_on, f"the reconstruction of {stage.unit}")

@@ -28,6 +28,7 @@ def calibration_tokens(
     samples: int = DEFAULT_SAMPLES,
     length: int | None = None,
     context: int | None = None,
+    max_tokens: int | None = None,
 ) -> Tensor:
     """Windows of equal length that are spread evenly over a text and do not overlap.
 
@@ -39,6 +40,7 @@ def calibration_tokens(
         samples: how many windows.
         length: tokens a window; ``context`` if not given, at most 2048.
         context: tokens that the model can take, if that is known.
+        max_tokens: use no more than this many tokens of a text, from its beginning.
 
     Returns:
         [samples, length] int64; fewer rows, with a warning, if the text is too short for all.
@@ -54,6 +56,8 @@ def calibration_tokens(
     if length is None:
         length = min(context or MAX_LENGTH, MAX_LENGTH)
     check_int("length", length, 1, context or 1 << 20, "a window needs a token")
+    if max_tokens is not None:
+        check_int("max_tokens", max_tokens, 1, 1 << 62)
     if isinstance(source, Tensor):
         if source.is_floating_point() or source.is_complex() or source.dtype == torch.bool:
             raise TypeError(f"calibration tokens have dtype {source.dtype}, expected integers")
@@ -69,6 +73,7 @@ def calibration_tokens(
         if tokenizer is None:
             raise TypeError("calibration text needs the model's tokenizer: pass it, or token ids")
         tokens = _tokenize(tokenizer, _texts(source))
+    tokens = tokens[:max_tokens]
     windows = len(tokens) // length
     if windows == 0:
         raise ValueError(

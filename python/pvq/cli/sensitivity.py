@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="folder or hub name of the dense model")
     parser.add_argument("out", type=Path, help="JSON file to write")
     parser.add_argument("--text", help="text to measure on: a file or dataset (default: random)")
+    parser.add_argument("--tokens", type=int, help="use only the first so many tokens of --text")
     parser.add_argument(
         "--loss",
         choices=LOSSES,
@@ -62,6 +63,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measures and writes."""
     if args.loss == "nll" and args.text is None:
         args.parser.error("--loss nll needs --text: random tokens have no likelihood to lose")
+    if args.tokens is not None and args.text is None:
+        args.parser.error("--tokens needs --text: of random tokens, --windows says how many")
     check_exists(args.model)
     dtype = getattr(torch, args.dtype)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype)
@@ -73,7 +76,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         tokens = random_tokens(settings.vocab_size, args.windows, length, args.seed)
     else:
         tokenizer = load_tokenizer(args.model)
-        tokens = calibration_tokens(args.text, tokenizer, samples=args.windows, length=length)
+        tokens = calibration_tokens(
+            *(args.text, tokenizer),
+            samples=args.windows,
+            length=length,
+            max_tokens=args.tokens,
+        )
     plan = make_plan(
         *(model, PVQConfig(code="higgs")),  # a code that every layer fits: none is quantized here
         skip=args.skip,

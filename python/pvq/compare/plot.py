@@ -27,7 +27,7 @@ def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
             points.append((row["bits_per_weight"], row["kl_divergence"]))
     if not curves:
         raise ValueError("there is nothing to plot: no cell of the comparison could be run")
-    figure, axes = pyplot.subplots(figsize=(7, 5), layout="constrained")
+    figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
     codes = list(dict.fromkeys(code for code, _ in curves))
     methods = list(dict.fromkeys(method for _, method in curves))
     for (code, method), points in curves.items():
@@ -43,7 +43,7 @@ def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     axes.set_xlabel("bits a weight, everything stored")
     axes.set_ylabel("KL divergence from the original, nats a token")
     axes.grid(alpha=0.3, which="both")
-    axes.legend()
+    figure.legend(loc="outside right upper", fontsize="small")  # it would hide curves inside
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
 

@@ -18,6 +18,7 @@ class Matrix:
         stored: its codes, on the device of ``weight``.
         block: of the Hadamard rotation of its rows, 0 for none.
         seed: of the rotation's signs.
+        error: squared error of ``stored``, relative to the energy of the dense weight.
     """
 
     weight: Tensor
@@ -25,6 +26,7 @@ class Matrix:
     stored: Stored
     block: int
     seed: int
+    error: float
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Reconstruction:
 
     Attributes:
         stored: the codes of each matrix.
-        before: squared error of the outputs relative to their energy, with the codes as given.
+        before: squared error of the outputs relative to their energy, with the codes as given, on
+            the samples that the method judges by.
         after: the same with these codes; never more than ``before``.
     """
 
