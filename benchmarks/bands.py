@@ -15,12 +15,9 @@ import json
 from pathlib import Path
 
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from layer_inputs import layer_inputs
 
 from pvq import PVQConfig
-from pvq.calibration import calibration_tokens
-from pvq.calibration.accumulate import gather_statistics, input_groups
 from pvq.finished import Finished, quantize_layer
 from pvq.plan import Target
 from pvq.rounding.gptq import GPTQ
@@ -36,25 +33,15 @@ def main() -> None:
     parser.add_argument("--bands", type=int, nargs="+", default=[2, 4])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
-    samples = calibration_tokens(
-        arguments.calibration,
-        AutoTokenizer.from_pretrained(arguments.model),
-        samples=arguments.samples,
-        context=model.config.max_position_embeddings,
-    )
-    decoder = model.get_decoder()
-    modules = {n: m for n, m in decoder.named_modules() if isinstance(m, nn.Linear)}
-    groups, _ = input_groups(modules, lambda: model(samples[:1]))
-    passes = (lambda sample=sample: model(sample[None]) for sample in samples)
-    statistics = gather_statistics(groups, modules, passes, torch.device("cpu"))
+    inputs = layer_inputs(arguments.model, arguments.calibration, arguments.samples)
 
     def rounded(name: str, config: PVQConfig) -> Finished:
-        target = Target(name, modules[name], config.for_cols(modules[name].in_features))
-        return quantize_layer(target, GPTQ(), statistics[name], torch.device("cpu"))
+        module = inputs.modules[name]
+        target = Target(name, module, config.for_cols(module.in_features))
+        return quantize_layer(target, GPTQ(), inputs.statistics[name], torch.device("cpu"))
 
     rows = []
-    for name in modules:
+    for name in inputs.modules:
         for bits in arguments.bits:
             plain = rounded(name, PVQConfig(bits)).record
             row = {"layer": name, "bits": bits, "loss": plain.output_error, "nbytes": plain.nbytes}
@@ -70,7 +57,7 @@ def main() -> None:
     names = " | ".join(f"{bits:g} bits, {bands} bands" for bits, bands in columns)
     print(f"| layers | {names} |")
     print("|---" * (len(columns) + 1) + "|")
-    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in modules))
+    kinds = list(dict.fromkeys(name.rpartition(".")[2] for name in inputs.modules))
     for kind in [*kinds, "all"]:
         cells = []
         for bits, bands in columns:

@@ -18,12 +18,10 @@ import math
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from layer_inputs import layer_inputs
+from torch import Tensor
 
 import pvq
-from pvq.calibration import calibration_tokens
-from pvq.calibration.accumulate import gather_statistics, input_groups
 from pvq.rounding.hessian import Hessian
 
 STEP, BANDS = 16, 4
@@ -42,25 +40,14 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=6)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    model = AutoModelForCausalLM.from_pretrained(arguments.model).eval()
-    samples = calibration_tokens(
-        arguments.calibration,
-        AutoTokenizer.from_pretrained(arguments.model),
-        samples=arguments.samples,
-        context=model.config.max_position_embeddings,
-    )
-    decoder = model.get_decoder()
-    modules = {n: m for n, m in decoder.named_modules() if isinstance(m, nn.Linear)}
-    groups, _ = input_groups(modules, lambda: model(samples[:1]))
-    passes = (lambda sample=sample: model(sample[None]) for sample in samples)
-    statistics = gather_statistics(groups, modules, passes, torch.device("cpu"))
+    inputs = layer_inputs(arguments.model, arguments.calibration, arguments.samples)
     rows, weights = [], 0
-    for group in groups:
-        cols = modules[group[0]].in_features
+    for group in inputs.groups:
+        cols = inputs.modules[group[0]].in_features
         block = pvq.PVQConfig(3.25).for_cols(cols).hadamard_block
-        row = {"layers": group, "weights": sum(modules[n].weight.numel() for n in group)}
+        row = {"layers": group, "weights": sum(inputs.modules[n].weight.numel() for n in group)}
         for name, rotation in (("rotated", block), ("not rotated", 0)):
-            hessian = Hessian(statistics[group[0]].hessian, rotation, 0)
+            hessian = Hessian(inputs.statistics[group[0]].hessian, rotation, 0)
             factor, _ = hessian.upper_factor(0.01, STEP, "natural")
             diagonal = factor.view(cols // STEP, STEP, cols // STEP, STEP)
             d = torch.stack([diagonal[i, :, i].square().sum() / STEP for i in range(cols // STEP)])
@@ -68,7 +55,8 @@ def main() -> None:
             row[name] = {"blocks": saved(d), "bands": saved(bands)}
         rows.append(row)
         weights += row["weights"]
-    print(f"{len(samples)} windows of {samples.shape[1]} tokens; bits a weight at most\n")
+    count, length = inputs.samples.shape
+    print(f"{count} windows of {length} tokens; bits a weight at most\n")
     print("| layers | rotated, blocks | 4 bands | not rotated, blocks | 4 bands |")
     print("|---|---|---|---|---|")
     kinds: dict[str, list] = {}

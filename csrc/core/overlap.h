@@ -54,11 +54,10 @@ struct OverlapTrellis {
 };
 
 // Groups of four weights have tables whose points are tied: with the first point as a word of four
-// bytes, each the weight plus kOverlapHalf, the second point is kOverlapFactor times that word, cut
-// off at 32 bits, in the same bytes. A multiplication and an addition then make four weights of two
-// words of 32 bits; bytes are such that none of them carries into the next.
+// bytes, each an integer plus 64, the second point is kOverlapFactor times that word, cut off at 32
+// bits, in the same bytes. A multiplication and an addition then make four weights of two words of
+// 32 bits; bytes are such that none of them carries into the next.
 constexpr uint32_t kOverlapFactor = 16;
-constexpr int kOverlapHalf = 64;
 
 // The trellises of the library's codes, by the bits of two weights: 4 to 8.
 struct OverlapShape {

@@ -6,21 +6,19 @@
 // stands by pulses 20, classes 12, codes 7, and activations and levels 9.
 #pragma once
 
+#include "cuda/float16_wide.cuh"
 #include "cuda/index_decode.cuh"
 #include "cuda/index_product_task.h"
-#include "cuda/wide_product.cuh"
 
 namespace pvq {
 
 // kBits: of a group, known to the compiler, which spares a tenth of the instructions; 0 for any.
 template <int kDim, int kBits>
-struct IndexOperand {
-  static constexpr int kHeaderBytes = 0;
+struct IndexOperand : Float16Operand {
   static constexpr int kChunkBytes = int(index_chunk_bytes(kDim, kBits));
-  static constexpr bool kHalfOdd = false;
   static constexpr bool kAhead = false;
   static PVQ_HD constexpr WideTile tile(int columns) {
-    return index_wide_tile(columns, kChunkBytes);
+    return float16_tile(columns, kChunkBytes, kIndexTableBytes);
   }
 
   static __device__ __forceinline__ void prepare(const ProductTask& task, uint8_t* table,
@@ -28,9 +26,7 @@ struct IndexOperand {
     copy_index_tables(task.index, table, threads);
   }
 
-  struct Tile {
-    uint32_t a[2][4][4];  // [b][q] fragments
-
+  struct Tile : Fragments {
     __device__ __forceinline__ void load(const ProductTask& task, uint32_t from, int lane) {
       constexpr int kSets = 16 / kDim, kLeaves = kDim / 4;
       const IndexForm& form = task.index;
@@ -54,11 +50,6 @@ struct IndexOperand {
         }
       }
     }
-    __device__ __forceinline__ void done() const {
-      wgmma_done_with(a[0]);
-      wgmma_done_with(a[1]);
-    }
-
     // Both negative where bit `l` of the signs is set. There are at most four signs.
     static __device__ __forceinline__ __half2 signed_pair(__half2 scale, uint32_t signs, int l) {
       const uint32_t both = signs * (1u << (31 - l) | 1u << (15 - l)) & 0x80008000u;
@@ -80,33 +71,6 @@ struct IndexOperand {
       return *reinterpret_cast<const uint32_t*>(&pair);
     }
   };
-
-  using Sum = float;
-  static __device__ __forceinline__ float sum_of(Sum sum) { return sum; }
-
-  template <int kSums>
-  static __device__ __forceinline__ void multiply(const Tile& tile, uint32_t section,
-                                                  int section_bytes, bool add, Sum (&sums)[kSums]) {
-#pragma unroll
-    for (int b = 0; b < 2; ++b) {
-      const uint64_t columns = wgmma_operand(section + b * section_bytes);
-#pragma unroll
-      for (int q = 0; q < 4; ++q)
-        wgmma_float16(sums, tile.a[b][q], wgmma_step(columns, q), add || b + q > 0);
-    }
-  }
 };
-
-template <int kDim, int kBits>
-int launch_index_wide(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
-  switch (index_step(task.activations.rows())) {
-    case 8:
-      return launch_wide<IndexOperand<kDim, kBits>, 8>(task, multiprocessors, stream);
-    case 16:
-      return launch_wide<IndexOperand<kDim, kBits>, 16>(task, multiprocessors, stream);
-    default:
-      return launch_wide<IndexOperand<kDim, kBits>, 64>(task, multiprocessors, stream);
-  }
-}
 
 }  // namespace pvq

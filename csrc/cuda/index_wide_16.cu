@@ -6,11 +6,11 @@ namespace pvq {
 int index_product_16(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
   switch (task.index.bits) {
     case 36:
-      return launch_index_wide<16, 36>(task, multiprocessors, stream);
+      return launch_float16_wide<IndexOperand<16, 36>>(task, multiprocessors, stream);
     case 52:
-      return launch_index_wide<16, 52>(task, multiprocessors, stream);
+      return launch_float16_wide<IndexOperand<16, 52>>(task, multiprocessors, stream);
     default:
-      return launch_index_wide<16, 0>(task, multiprocessors, stream);
+      return launch_float16_wide<IndexOperand<16, 0>>(task, multiprocessors, stream);
   }
 }
 

@@ -6,11 +6,11 @@ namespace pvq {
 int index_product_8(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
   switch (task.index.bits) {
     case 18:
-      return launch_index_wide<8, 18>(task, multiprocessors, stream);
+      return launch_float16_wide<IndexOperand<8, 18>>(task, multiprocessors, stream);
     case 26:
-      return launch_index_wide<8, 26>(task, multiprocessors, stream);
+      return launch_float16_wide<IndexOperand<8, 26>>(task, multiprocessors, stream);
     default:
-      return launch_index_wide<8, 0>(task, multiprocessors, stream);
+      return launch_float16_wide<IndexOperand<8, 0>>(task, multiprocessors, stream);
   }
 }
 
