@@ -81,10 +81,16 @@ def test_sums_of_points_are_int8(bits):
     assert numbers.table.dtype == torch.int8
     assert numbers.table.shape == (1 << numbers.window_bits, 2, 4 if bits == 2 else 2)
     assert numbers.step_bits == numbers.dim * bits
-    largest = numbers.table.int().abs().amax((0, 2))
-    assert int(largest.sum()) <= 127
-    if numbers.dim == 4:
-        assert -8 == numbers.table.min() < numbers.table.max() == 7, "all of four bits are used"
+    assert int(numbers.table.int().amin((0, 2)).sum()) >= -128
+    assert int(numbers.table.int().amax((0, 2)).sum()) <= 127
+
+
+def test_groups_of_four_have_tied_points():
+    """csrc/core/overlap.h: with 64 on top, the second points are 16 times the first ones' words."""
+    table = trellis(2.0).table.numpy().astype(np.int64) + 64
+    assert 0 <= table.min() < table.max() <= 127
+    words = (table << [0, 8, 16, 24]).sum(2)
+    assert np.array_equal(words[:, 1], 16 * words[:, 0] % (1 << 32))
 
 
 @widths
