@@ -1,20 +1,22 @@
 """Low-bit products on the GPU beside cuBLAS FP16 and other low-bit kernels, in one run.
 
-    python benchmarks/matmul_cuda.py [--tokens 1 2 4 8 16 64 256] [--json FILE] [--plot FILE]
+    python benchmarks/matmul_cuda.py [--tokens 1 2 4 8 16 64 256] [--block 256] [--json FILE]
+        [--plot FILE]
 
 Every figure is a median over CUDA-graph replays with weights that no cache can serve
-(timing_cuda.py) and includes all that the call does: our codes rotate the activations (blocks of
-256) and narrow them inside, to int8 for table and overlapping codes and to float16 for the pyramid
-code. "floor" is a kernel that only reads the bytes of that width. Peers: F.linear in float16
-(cuBLAS), torch's int4 kernel (bfloat16, groups of 128), torch's fp8 product (e4m3, row-wise inputs
-already quantized) and bitsandbytes NF4 where it is installed. Ratios are cuBLAS over the kernel, so
-above one is faster.
+(timing_cuda.py) and includes all that the call does: our codes rotate the activations (in blocks
+of 256 columns, or as --block says) and narrow them inside, to int8 for table and overlapping codes
+and to float16 for the pyramid code. "floor" is a kernel that only reads the bytes of that width.
+Peers: F.linear in float16 (cuBLAS), torch's int4 kernel (bfloat16, groups of 128), torch's fp8
+product (e4m3, row-wise inputs already quantized) and bitsandbytes NF4 where it is installed. Ratios
+are cuBLAS over the kernel, so above one is faster.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import importlib.util
 import json
 import math
@@ -33,7 +35,7 @@ SHAPES = (
     (4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336), (8192, 8192), (28672, 8192),
     (8192, 28672),
 )  # fmt: skip
-BLOCK = 256
+BLOCK = 256  # columns that the rotation mixes; main sets it
 Calls = list[Callable[[], object]]
 
 
@@ -84,11 +86,15 @@ def overlap_code(bits: float) -> Callable[[int, int, int], Calls]:
 
 def pyramid(layout: str, bits: float = 3.25, dim: int = 16) -> Callable[[int, int, int], Calls]:
     """The pyramid code of Gaussian weights; at 3.25 bits K = 28 and 3 gain bits."""
-    config = pvq.PVQConfig(bits, dim=dim, block=BLOCK)
+
+    @functools.cache
+    def layer(rows: int, cols: int) -> pvq.PVQLinear:
+        config = pvq.PVQConfig(bits, dim=dim, block=BLOCK)
+        w = torch.randn(rows, cols, device="cuda")
+        return pvq.PVQLinear.from_tensor(pvq.quantize_tensor(w, config)).prepare(layout)
 
     def calls(rows: int, cols: int, tokens: int) -> Calls:
-        w = torch.randn(rows, cols, device="cuda")
-        first = pvq.PVQLinear.from_tensor(pvq.quantize_tensor(w, config)).prepare(layout)
+        first = layer(rows, cols)
         layers = [copy.deepcopy(first) for _ in range(copies_for(first.resident_nbytes))]
         x = activations(tokens, cols)
         return [lambda layer=layer: layer(x) for layer in layers]
@@ -214,7 +220,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of candidates, cuBLAS is always run")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--block", type=int, default=BLOCK)
     arguments = parser.parse_args()
+    global BLOCK
+    BLOCK = arguments.block
     print(json.dumps(machine()))
     results: dict[str, dict[str, dict[str, float]]] = {}
     for tokens in arguments.tokens:
@@ -236,7 +245,9 @@ def main() -> None:
         results[str(tokens)] = times
         show(tokens, times)
     if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": machine(), "microseconds": results}))
+        arguments.json.write_text(
+            json.dumps({"machine": machine(), "block": BLOCK, "microseconds": results})
+        )
     if arguments.plot:
         plot(results, arguments.plot)
 

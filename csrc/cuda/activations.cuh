@@ -15,8 +15,9 @@
 //   second  contracts q, e, t      result columns e, t, p: 1, 5 4 and 6
 //
 // so that a lane loads four neighbouring values at a time and ends with four neighbouring values.
-// Bits beyond the block are left alone: their factor is the identity. Blocks of 512 and 1024 add
-// two and four pieces up in registers.
+// Bits beyond the block are left alone: their factor is the identity. A piece of a block of 512 or
+// 1024 columns is the transform of the sum or difference of its two or four pieces: the first
+// product adds them up.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -84,10 +85,8 @@ struct PieceRotation {
     }
   }
 
-  // x[s] of columns 128 s + 16 g + 4 t ... + 3 in, v[p][i] of columns
-  // 128 (g / 4) + 64 p + 16 t + 4 (g % 4) + i out.
-  __device__ void apply(const uint2 (&x)[2], float (&v)[2][4]) const {
-    float c[2][4] = {};
+  // c += A1 x, x[s] of columns 128 s + 16 g + 4 t ... + 3.
+  __device__ __forceinline__ void add_first(const uint2 (&x)[2], float (&c)[2][4]) const {
     if (type == RealType::kFloat16) {
       mma_float16(c[0], a, x[0].x, x[1].x);
       mma_float16(c[1], a, x[0].y, x[1].y);
@@ -95,6 +94,9 @@ struct PieceRotation {
       mma_bfloat16(c[0], a, x[0].x, x[1].x);
       mma_bfloat16(c[1], a, x[0].y, x[1].y);
     }
+  }
+  // v[p][i] of columns 128 (g / 4) + 64 p + 16 t + 4 (g % 4) + i.
+  __device__ __forceinline__ void second(const float (&c)[2][4], float (&v)[2][4]) const {
 #pragma unroll
     for (int p = 0; p < 2; ++p) {
       float out[4] = {0, 0, 0, 0};
@@ -109,30 +111,34 @@ struct PieceRotation {
   }
 };
 
-// The pieces of a token that fall to warp `warp` of `warps`: runs of `length` neighbours (those of
-// a block, or one), every warps-th run.
-struct PieceShare {
-  int warp, warps, length;
+// Pieces of a block: 1, 2 or 4.
+PVQ_HD constexpr int inputs_of(int block) { return block > kPieceCols ? block / kPieceCols : 1; }
 
-  __device__ PieceShare(int block, int warp, int warps)
-      : warp(warp), warps(warps), length(block > kPieceCols ? block / kPieceCols : 1) {}
-  // First column of piece n of the share; length is a power of two.
-  __device__ __forceinline__ int64_t column(int n) const {
-    const int run = n / length;
-    return (int64_t(run) * warps + warp) * (length * kPieceCols) + (n - run * length) * kPieceCols;
-  }
+// The pieces of a token that fall to warp `warp` of `warps`: every warps-th.
+struct PieceShare {
+  int warp, warps;
+
+  // First column of piece n of the share.
+  __device__ __forceinline__ int column(int n) const { return (n * warps + warp) * kPieceCols; }
 };
 
-// The sign bits of four pieces of a share, 32 columns a lane: of piece lane / 8.
+// The sign bits of four pieces, 32 columns a lane: of piece lane / 8.
 struct PieceSigns {
   uint32_t bits = 0;
 
-  // Of pieces n ... n + 3.
+  // Of pieces n ... n + 3 of the share, or of the pieces of n's block if it has several.
   __device__ PieceSigns(const Activations& a, const PieceShare& share, int n) {
-    const int lane = threadIdx.x % 32;
+    const int lane = threadIdx.x % 32, inputs = inputs_of(a.block);
     if (a.block == 0) return;
-    const uint64_t word = sign_word(a.seed, share.column(n + lane / 8) / 64 + (lane >> 1 & 3));
+    const int column = inputs == 1
+                           ? share.column(n + lane / 8)
+                           : (share.column(n) & -a.block) + (lane / 8 & (inputs - 1)) * kPieceCols;
+    const uint64_t word = sign_word(a.seed, column / 64 + (lane >> 1 & 3));
     bits = uint32_t(lane & 1 ? word >> 32 : word);
+  }
+  // By a row of the Hadamard matrix of order four, whose entry k is that of piece k.
+  __device__ __forceinline__ void multiply(int row) {
+    if (__popc(row & (threadIdx.x % 32 / 8)) & 1) bits = ~bits;
   }
   // Flips the signs of a piece in the order of load_piece: 16 g + 4 t = 4 lane columns.
   __device__ __forceinline__ void flip(int n, uint2 (&x)[2]) const {
@@ -148,13 +154,13 @@ struct PieceSigns {
 };
 
 // The lane's values of a piece, zeros beyond the last column.
-__device__ __forceinline__ void load_piece(const Activations& a, int token, int64_t first,
+__device__ __forceinline__ void load_piece(const Activations& a, int token, int first,
                                            uint2 (&raw)[2]) {
   const int lane = threadIdx.x % 32;
-  const uint16_t* x = static_cast<const uint16_t*>(a.x) + token * a.cols;
+  const uint16_t* x = static_cast<const uint16_t*>(a.x) + int64_t(token) * a.cols;
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
-    const int64_t column = first + 128 * s + 4 * lane;
+    const int column = first + 128 * s + 4 * lane;
     raw[s] = make_uint2(0, 0);
     if (column < a.cols) raw[s] = __ldg(reinterpret_cast<const uint2*>(x + column));
   }
@@ -174,16 +180,17 @@ __device__ __forceinline__ float largest_of(ActivationForm form, const float (&v
   return largest;
 }
 
-// Writes a piece of one token as int8: v * scale, v rounded to the nearest integers in the first
-// slot, what that leaves in steps kFiner times finer in the next.
+// Writes a piece of one token as int8: v * unit * scale, v * unit rounded to the nearest integers
+// in the first slot, what that leaves in steps kFiner times finer in the next.
 template <ActivationForm kForm, int kFiner>
 __device__ __forceinline__ void write_integers(const Activations& a,
                                                const QuantizedActivations& out, int token,
-                                               int64_t first, float scale, float (&v)[2][4]) {
-  // v + kRound has the nearest integer in its last bits.
+                                               int first, float scale, float unit,
+                                               float (&v)[2][4]) {
+  // A number + kRound has the nearest integer in its last bits.
   constexpr float kRound = 12582912.0f;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const int chunk = int(first / kChunkCols) + g / 4;
+  const int chunk = first / kChunkCols + g / 4;
   const bool inside = chunk * kChunkCols < a.cols;
 #pragma unroll 1
   for (int slot = 0; slot < a.slots; ++slot) {
@@ -195,13 +202,12 @@ __device__ __forceinline__ void write_integers(const Activations& a,
       uint32_t q[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        rounded[i] = v[p][i] + kRound;
+        rounded[i] = __fmaf_rn(v[p][i], unit, kRound);
         q[i] = __float_as_uint(rounded[i]);
       }
       if (slot + 1 < a.slots) {  // what is left, for the next slot
 #pragma unroll
-        for (int i = 0; i < 4; ++i)
-          v[p][i] = (v[p][i] - (rounded[i] - kRound)) * static_cast<float>(kFiner);
+        for (int i = 0; i < 4; ++i) v[p][i] = __fmaf_rn(v[p][i], unit, kRound - rounded[i]);
       }
       const uint32_t word =
           byte_permute(byte_permute(q[0], q[1], 0x0040), byte_permute(q[2], q[3], 0x0040), 0x5410);
@@ -223,32 +229,28 @@ __device__ __forceinline__ void write_integers(const Activations& a,
     if (inside && lane % 16 == 0)
       out.scale(chunk, row) = scale, out.sum(chunk, row) = scale * static_cast<float>(total);
     scale *= 1.0f / kFiner;
+    unit = kFiner;
   }
 }
 
 // Writes a rotated piece of one token as int8; `factor` is what the transform still lacks.
 template <ActivationForm kForm>
 __device__ __forceinline__ void write_int8(const Activations& a, const QuantizedActivations& out,
-                                           int token, int64_t first, float factor,
-                                           float (&v)[2][4]) {
+                                           int token, int first, float factor, float (&v)[2][4]) {
   const float largest = largest_of(kForm, v);
   const float inverse = largest > 0 ? 127.0f * reciprocal(largest) : 0.0f;
-#pragma unroll
-  for (int p = 0; p < 2; ++p)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) v[p][i] *= inverse;
-  write_integers<kForm, 254>(a, out, token, first, largest * factor * (1 / 127.0f), v);
+  write_integers<kForm, 254>(a, out, token, first, largest * factor * (1 / 127.0f), inverse, v);
 }
 
 // The same as float16, whose largest magnitude is from 1 to 2.
 __device__ __forceinline__ void write_float16(const Activations& a, const QuantizedActivations& out,
-                                              int token, int64_t first, float factor,
+                                              int token, int first, float factor,
                                               const float (&v)[2][4]) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const float largest = largest_of(ActivationForm::kFloat16Steps, v) * factor;
   const float scale = __uint_as_float(__float_as_uint(largest) & 0x7F800000u);  // 2^exponent
   const float inverse = scale > 0 ? factor / scale : 0.0f;
-  const int64_t chunk = first / kChunkCols + g / 4;
+  const int chunk = first / kChunkCols + g / 4;
   if (chunk * kChunkCols >= a.cols) return;
 #pragma unroll
   for (int p = 0; p < 2; ++p) {
@@ -264,43 +266,29 @@ __device__ __forceinline__ void write_float16(const Activations& a, const Quanti
   if (lane % 16 == 0) out.scale(chunk, token) = scale;
 }
 
-// Rotates and writes pieces n ... n + kPieces - 1 of a share, loaded already; a whole warp calls
-// it. Blocks of 512 columns need two pieces, of 1024 four.
-template <int kPieces, ActivationForm kForm>
+// Rotates piece n of a share, at column `first`, and writes it; a whole warp calls it. raw: the
+// kInputs pieces of its block.
+template <int kInputs, ActivationForm kForm>
 __device__ __forceinline__ void rotate_and_write(const Activations& a,
                                                  const PieceRotation& rotation,
                                                  const PieceSigns& signs,
                                                  const QuantizedActivations& out, int token, int n,
-                                                 int64_t first, uint2 (&raw)[kPieces][2]) {
-  float v[kPieces][2][4];
+                                                 int first, uint2 (&raw)[kInputs][2]) {
+  // Of what the block's pieces are multiplied by, their signs have theirs.
+  PieceSigns all = signs;
+  if constexpr (kInputs > 1) all.multiply(first / kPieceCols & (kInputs - 1));
+  float c[2][4] = {}, v[2][4];
 #pragma unroll
-  for (int k = 0; k < kPieces; ++k) {
-    signs.flip(n + k, raw[k]);
-    rotation.apply(raw[k], v[k]);
+  for (int k = 0; k < kInputs; ++k) {
+    all.flip(kInputs == 1 ? n : k, raw[k]);
+    rotation.add_first(raw[k], c);
   }
-#pragma unroll
-  for (int distance = 1; distance < kPieces; distance *= 2) {
-#pragma unroll
-    for (int k = 0; k < kPieces; ++k)
-      if (!(k & distance)) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-          float& low = v[k][i / 4][i % 4];
-          float& high = v[k | distance][i / 4][i % 4];
-          const float difference = low - high;
-          low += high;
-          high = difference;
-        }
-      }
-  }
+  rotation.second(c, v);
   const float factor = a.block > 0 ? reciprocal_root(static_cast<float>(a.block)) : 1.0f;
-#pragma unroll
-  for (int k = 0; k < kPieces; ++k) {
-    if constexpr (kForm == ActivationForm::kFloat16Steps) {
-      write_float16(a, out, token, first + k * kPieceCols, factor, v[k]);
-    } else {
-      write_int8<kForm>(a, out, token, first + k * kPieceCols, factor, v[k]);
-    }
+  if constexpr (kForm == ActivationForm::kFloat16Steps) {
+    write_float16(a, out, token, first, factor, v);
+  } else {
+    write_int8<kForm>(a, out, token, first, factor, v);
   }
 }
 
@@ -310,33 +298,38 @@ struct TokenRange {
 };
 
 // The loop is not unrolled: code that runs once waits for its own instructions to arrive, at a line
-// of 128 bytes a time. `first_signs` are those of the first four pieces.
-template <int kPieces, ActivationForm kForm>
+// of 128 bytes a time. `first_signs` are those of n = 0.
+template <int kInputs, ActivationForm kForm>
 __device__ __forceinline__ void quantize_share(const Activations& a, const PieceRotation& rotation,
                                                const PieceSigns& first_signs,
                                                const QuantizedActivations& out, TokenRange tokens,
                                                const PieceShare& share) {
   if (share.column(0) >= a.cols) return;
-  uint2 next[kPieces][2];
+  uint2 next[kInputs][2];
   int next_token = tokens.first, next_n = 0;
   const auto load_next = [&] {
     if (next_token >= tokens.end) return;
+    const int column = share.column(next_n) & -(kInputs * kPieceCols);
 #pragma unroll
-    for (int k = 0; k < kPieces; ++k) load_piece(a, next_token, share.column(next_n + k), next[k]);
+    for (int k = 0; k < kInputs; ++k) load_piece(a, next_token, column + k * kPieceCols, next[k]);
   };
   load_next();
   PieceSigns signs = first_signs;
 #pragma unroll 1
   while (next_token < tokens.end) {
     const int token = next_token, n = next_n;
-    uint2 raw[kPieces][2];
+    uint2 raw[kInputs][2];
 #pragma unroll
-    for (int k = 0; k < kPieces; ++k) raw[k][0] = next[k][0], raw[k][1] = next[k][1];
-    next_n += kPieces;
+    for (int k = 0; k < kInputs; ++k) raw[k][0] = next[k][0], raw[k][1] = next[k][1];
+    ++next_n;
     if (share.column(next_n) >= a.cols) next_n = 0, ++next_token;
     load_next();
-    if (n % 4 == 0) signs = n == 0 ? first_signs : PieceSigns(a, share, n);
-    rotate_and_write<kPieces, kForm>(a, rotation, signs, out, token, n, share.column(n), raw);
+    if (n == 0) {
+      signs = first_signs;
+    } else if (kInputs > 1 || n % 4 == 0) {
+      signs = PieceSigns(a, share, n);
+    }
+    rotate_and_write<kInputs, kForm>(a, rotation, signs, out, token, n, share.column(n), raw);
   }
 }
 
@@ -345,12 +338,13 @@ __device__ __forceinline__ void quantize_tokens(const Activations& a, const Piec
                                                 const PieceSigns& signs,
                                                 const QuantizedActivations& out, TokenRange tokens,
                                                 const PieceShare& share) {
-  if (share.length == 1) {
-    quantize_share<1, kForm>(a, rotation, signs, out, tokens, share);
-  } else if (share.length == 2) {
-    quantize_share<2, kForm>(a, rotation, signs, out, tokens, share);
-  } else {
-    quantize_share<4, kForm>(a, rotation, signs, out, tokens, share);
+  switch (inputs_of(a.block)) {
+    case 1:
+      return quantize_share<1, kForm>(a, rotation, signs, out, tokens, share);
+    case 2:
+      return quantize_share<2, kForm>(a, rotation, signs, out, tokens, share);
+    default:
+      return quantize_share<4, kForm>(a, rotation, signs, out, tokens, share);
   }
 }
 
@@ -360,9 +354,8 @@ __device__ __forceinline__ void write_padding(const Activations& a, const Quanti
                                               int token, int warp, int warps) {
   constexpr int kUnits = sections_of(kForm) * (kSectionBytes / 16);  // of a chunk
   for (int row = token * a.slots; row < min((token + 1) * a.slots, out.rows); ++row) {
-    for (int64_t i = warp * 32 + threadIdx.x % 32; i < a.cols / kChunkCols * kUnits;
-         i += warps * 32) {
-      const int unit = int(i % kUnits);
+    for (int i = warp * 32 + threadIdx.x % 32; i < a.cols / kChunkCols * kUnits; i += warps * 32) {
+      const int unit = i % kUnits;
       uint8_t* section = out.section(i / kUnits, unit / (kSectionBytes / 16), row);
       reinterpret_cast<uint4*>(section)[unit % (kSectionBytes / 16)] = make_uint4(0, 0, 0, 0);
       if (unit == 0) out.scale(i / kUnits, row) = out.sum(i / kUnits, row) = 0;

@@ -19,6 +19,7 @@ PVQ_HD constexpr WideTile float16_tile(int columns, int chunk_bytes, int own_byt
           chunk_bytes,
           false,
           false,
+          own_bytes ? 1 : 2,  // a step from indices takes longer
           own_bytes};
 }
 
@@ -44,7 +45,7 @@ struct Float16Layout {
     task.row_scale = product.row_scale;
     task.y = product.y;
     task.activations = {
-        product.x, product.type, product.cols, product.tokens, product.block, product.seed,
+        product.x, product.type, int(product.cols), product.tokens, product.block, product.seed,
         1,         false};
     task.rows = int(product.rows);
     task.chunks = int(chunks());

@@ -17,8 +17,7 @@ namespace pvq {
 struct Activations {
   const void* x;  // [tokens, cols] of `type`
   RealType type;
-  int64_t cols;
-  int tokens, block;
+  int cols, tokens, block;
   uint64_t seed;
   int slots;  // 1, or 2 with the residual pass
   bool sums;  // whether the product needs QuantizedActivations::sum
@@ -55,7 +54,7 @@ PVQ_HD constexpr int scale_cols(ActivationForm form) {
 struct QuantizedActivations {
   void* values;
   float* scales;
-  int64_t group_chunks;  // of a group, all its columns
+  int group_chunks;      // of a group, all its columns
   int rows, group_bits;  // rows: a multiple of those of a group, at least Activations::rows()
   int sections;          // of a chunk
 
@@ -68,19 +67,20 @@ struct QuantizedActivations {
     uint8_t* values = static_cast<uint8_t*>(memory);
     return {values,
             reinterpret_cast<float*>(values + chunks * rows * sections_of(form) * kSectionBytes),
-            chunks,
+            int(chunks),
             rows,
             group_bits,
             sections_of(form)};
   }
-  PVQ_HD uint8_t* section(int64_t chunk, int section, int row) const {
+  PVQ_HD uint8_t* section(int chunk, int section, int row) const {
     return static_cast<uint8_t*>(values) +
-           place(chunk * sections + section, group_chunks * sections, row) * kSectionBytes;
+           uint64_t(place(chunk * sections + section, group_chunks * sections, row)) *
+               kSectionBytes;
   }
-  PVQ_HD float& scale(int64_t chunk, int row) const {
+  PVQ_HD float& scale(int chunk, int row) const {
     return scales[place(2 * chunk, 2 * group_chunks, row)];
   }
-  PVQ_HD float& sum(int64_t chunk, int row) const {
+  PVQ_HD float& sum(int chunk, int row) const {
     return scales[place(2 * chunk + 1, 2 * group_chunks, row)];
   }
   // Offset of a unit in its section.
@@ -89,10 +89,11 @@ struct QuantizedActivations {
   }
 
  private:
-  PVQ_HD int64_t place(int64_t part, int64_t parts, int row) const {
+  // 32 bits: a section is 128 bytes.
+  PVQ_HD uint32_t place(int part, int parts, int row) const {
     const int group = row >> group_bits,
               group_rows = group_bits == kOneGroup ? rows : 1 << group_bits;
-    return (group * parts + part) * group_rows + row - group * group_rows;
+    return uint32_t(group * parts + part) * group_rows + row - group * group_rows;
   }
 };
 
@@ -115,6 +116,13 @@ struct ProductTask {
 // activations become zeros, and so do `num_counters` counters. Returns a cudaError_t.
 int quantize_activations(const ProductTask& task, ActivationForm form, int num_counters,
                          cudaStream_t stream);
+
+// A block of four warps of the kernel that narrows activations fits beside one of a product with
+// few rows of activations: a quarter of an SM has 512 registers for each of 32 lanes, of which
+// launches take a multiple of 8 a thread.
+constexpr int kBesideRegisters = 72;
+constexpr int kMostColumnsBeside = 32;  // rows of activations at a time
+constexpr int registers_beside(int warps) { return (512 - kBesideRegisters) / (warps / 4) / 8 * 8; }
 
 // Of codes that a block copies before the previous kernel ends: what an SM of an H200 gets from
 // memory in the 1.5 us from the block's start to that end.

@@ -28,11 +28,10 @@ int rows_of(const TableProduct& t) { return t.tokens * slots_of(t); }
 
 bool is_narrow(const TableProduct& t) { return is_narrow(t, slots_of(t)); }
 
-// One or two tokens of few columns are quantized by every block of the product; more cost less in a
-// launch of their own.
+// One row of few columns is quantized by every block of the product; more cost less in a launch of
+// their own.
 bool is_fused(const TableProduct& t) {
-  return !t.points.y && t.tokens <= 2 &&
-         t.cols <= (t.tokens == 1 ? 2 : 1) * kMostFusedValues / t.tokens;
+  return !t.points.y && rows_of(t) == 1 && t.cols <= kMostFusedColumns;
 }
 
 WideTile tile_of(const TableProduct& t) {
@@ -91,7 +90,7 @@ int table_product_cuda(const TableProduct& t, void* stream) {
   task.weights = t.fragments;
   task.row_scale = t.row_scale;
   task.y = t.y;
-  task.activations = {t.x,     t.type, t.cols,      t.tokens,
+  task.activations = {t.x,     t.type, int(t.cols), t.tokens,
                       t.block, t.seed, slots_of(t), t.format.overlap || t.format.half_bits == 6};
   task.rows = int(t.rows);
   task.chunks = int(t.cols / kChunkCols);

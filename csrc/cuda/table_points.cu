@@ -26,18 +26,18 @@ __global__ void __launch_bounds__(kWarps * 32)
     write_padding<kForm>(a, out, token, warp, gridDim.x * kWarps);
     return;
   }
-  const int64_t first = int64_t(warp) * kPieceCols;
+  const int first = warp * kPieceCols;
   if (first >= a.cols) return;
   // Columns as write_integers takes them; zeros beyond the last.
   const int g = lane / 4, t = lane % 4;
   float v[2][4], amplitude[2];
 #pragma unroll
   for (int p = 0; p < 2; ++p) {
-    const int64_t column = first + kChunkCols * (g / 4) + 64 * p + 16 * t + 4 * (g % 4);
+    const int column = first + kChunkCols * (g / 4) + 64 * p + 16 * t + 4 * (g % 4);
     uint2 four = make_uint2(0, 0);
     amplitude[p] = 0;
     if (column < a.cols) {
-      const int64_t place = token * a.cols + column;
+      const int64_t place = int64_t(token) * a.cols + column;
       four = *reinterpret_cast<const uint2*>(points.y + place);
       amplitude[p] = from_bfloat16(points.amplitude[place / points.dim]);
     }
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kWarps * 32)
       for (int i = 0; i < 8; ++i) v[i / 4][i % 4] *= 1.0f / kDigit;
       amplitude[0] *= kDigit;
     }
-    write_integers<kForm, kDigit>(a, out, token, first, amplitude[0], v);
+    write_integers<kForm, kDigit>(a, out, token, first, amplitude[0], 1.0f, v);
   } else {
 #pragma unroll
     for (int i = 0; i < 8; ++i) v[i / 4][i % 4] *= amplitude[i / 4];

@@ -207,12 +207,26 @@ __device__ __forceinline__ void cross(uint4& v) {
                  byte_permute(v.z, v.w, 0x5410), byte_permute(v.z, v.w, 0x7632));
 }
 
-// kOne: there is one row of activations.
-template <class Chunk, int J, bool kOne>
-__global__ void __launch_bounds__(kThreads, 1)
+// Which rows of activations a kernel multiplies: one that each block narrows for itself (the fused
+// form), one that is narrowed already, or any number of such.
+enum class Rows { kOwn, kOne, kMany };
+
+// Of a thread; with rows that are narrowed already there is room for the kernel that does so. What
+// the warps that do not multiply give up the others take.
+constexpr int kOthersRegisters = 56;
+constexpr int launch_registers(Rows rows) {
+  return rows == Rows::kOwn ? 96 : registers_beside(kThreads / 32);
+}
+constexpr int multiplying_registers(Rows rows) {
+  return (launch_registers(rows) * kThreads - kOthersRegisters * 128) / kMultiplyingThreads / 8 * 8;
+}
+
+template <class Chunk, int J, Rows kRows>
+__global__ void __maxnreg__(launch_registers(kRows))
     table_product_kernel(const __grid_constant__ ProductTask task, const NarrowPlan plan) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Shape = ProductShape<Chunk, J>;
+  constexpr bool kOne = kRows != Rows::kMany, kFused = kRows == Rows::kOwn;
   uint8_t* const shared = dynamic_shared();
   check_first_address(shared);
   const int thread = threadIdx.x, warp = thread / 32, lane = thread % 32;
@@ -225,13 +239,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int num_tiles = int(int64_t(blockIdx.x + 1) * tiles / gridDim.x) - first_tile;
   constexpr ActivationForm kForm = ActivationForm::kInt8Lanes;
   QuantizedActivations a = task.quantized;
-  const bool fused = !a.values;
-  if (fused)
+  if (kFused)
     a = QuantizedActivations::at(shared + (Shape::kActivationsAddress - kFirstAddress), kForm,
                                  chunks, rows, kOneGroup);
 
   if (warp >= kWarps) {
-    give_registers_up<56>();
+    give_registers_up<kOthersRegisters>();
     const bool copies = thread == kMultiplyingThreads;
     CodeStream<Chunk, J> stream{};
     if (copies) {
@@ -255,9 +268,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     wait_for_previous_kernel();
     allow_next_kernel();
-    if (copies && fused) {
+    if (copies && kFused) {
       // What comes with the last activations has come when the others have.
-      const auto* last = static_cast<const uint16_t*>(x.x) + x.tokens * x.cols - 2;
+      const auto* last = static_cast<const uint16_t*>(x.x) + x.cols - 2;
       wait_for_value(load_word_now(last));
       stream.fill(Shape::kStages);
     }
@@ -267,7 +280,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                          thread - kMultiplyingThreads - 32);
     } else if (copies) {
       // Warps have asked for their activations before they free a stage.
-      if (!fused && !stream.done()) barrier_wait(Shape::free_barrier(0), 0);
+      if (!kFused && !stream.done()) barrier_wait(Shape::free_barrier(0), 0);
       stream.fill(Shape::kStages);
       int parity = 0;
 #pragma unroll 1
@@ -279,13 +292,13 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     return;
   }
-  take_registers<104>();
+  take_registers<multiplying_registers(kRows)>();
   fill_table<Chunk>(task.weights, shared + (kTableAddress - kFirstAddress), kMultiplyingThreads);
 
   // --- the activations
-  if (fused) {
+  if constexpr (kFused) {
     const PieceRotation rotation(x.block, x.type);
-    const PieceShare share(x.block, warp, kWarps);
+    const PieceShare share{warp, kWarps};
     const PieceSigns signs(x, share, 0);
     wait_for_previous_kernel();
     quantize_tokens<kForm>(x, rotation, signs, a, {0, x.tokens}, share);
@@ -310,20 +323,31 @@ __global__ void __launch_bounds__(kThreads, 1)
       float2 scale[J];
 #pragma unroll
       for (int j = 0; j < J; ++j) {
-        const int chunk = (pass * J + j) * kWarps + warp;
-        b[j][0] = b[j][1] = make_uint4(0, 0, 0, 0);
-        scale[j] = make_float2(0, 0);
-        if (chunk < chunks) {
-          if (row < rows) {
+        const int place = (pass * J + j) * kWarps + warp;
+        const auto load = [&](int chunk, int row) {
 #pragma unroll
-            for (int h = 0; h < 2; ++h) {
-              b[j][h] = *reinterpret_cast<const uint4*>(a.section(chunk, 0, first_row + row) +
-                                                        a.unit(kForm, row, 2 * quarter + h));
-              if constexpr (Chunk::kCrossed) cross(b[j][h]);
-            }
+          for (int h = 0; h < 2; ++h) {
+            b[j][h] = *reinterpret_cast<const uint4*>(a.section(chunk, 0, first_row + row) +
+                                                      a.unit(kForm, row, 2 * quarter + h));
+            if constexpr (Chunk::kCrossed) cross(b[j][h]);
           }
-          if (2 * quarter < rows) scale[j].x = a.scale(chunk, first_row + 2 * quarter);
-          if (2 * quarter + 1 < rows) scale[j].y = a.scale(chunk, first_row + 2 * quarter + 1);
+        };
+        if constexpr (kOne) {
+          b[j][0] = b[j][1] = make_uint4(0, 0, 0, 0);
+          scale[j] = make_float2(0, 0);
+          if (place < chunks) {
+            if (row == 0) load(place, row);
+            if (quarter == 0) scale[j].x = a.scale(place, 0);
+          }
+        } else {
+          // Chunks that are not there count for nothing, rows that are not there are not written.
+          // Both are read as the last that is, so that all loads are under way at the same time.
+          const int chunk = min(place, chunks - 1);
+          const auto scale_of = [&](int column) {
+            return place < chunks ? a.scale(chunk, first_row + min(column, rows - 1)) : 0;
+          };
+          load(chunk, min(row, rows - 1));
+          scale[j] = make_float2(scale_of(2 * quarter), scale_of(2 * quarter + 1));
         }
       }
 
@@ -405,7 +429,7 @@ int launch_table_product(const ProductTask& task, int multiprocessors, cudaStrea
   using Shape = ProductShape<Chunk, J>;
   static_assert(Shape::kActivationsAddress +
                     QuantizedActivations::bytes(ActivationForm::kInt8Lanes,
-                                                2 * kMostFusedValues / kChunkCols, 2) <=
+                                                kMostFusedColumns / kChunkCols, 1) <=
                 Shape::kOffsetsAddress);
   const int rows = task.activations.rows();
   NarrowPlan plan;
@@ -417,8 +441,9 @@ int launch_table_product(const ProductTask& task, int multiprocessors, cudaStrea
   plan.group = plan.passes == 1 ? int(tiles_of(task.rows)) : plan.slots() / 2;
   const int groups = (rows + kNarrowRows - 1) / kNarrowRows;
   const int blocks = std::min(int(tiles_of(task.rows)), multiprocessors);
-  const auto kernel =
-      rows == 1 ? table_product_kernel<Chunk, J, true> : table_product_kernel<Chunk, J, false>;
+  const auto kernel = !task.quantized.values ? table_product_kernel<Chunk, J, Rows::kOwn>
+                      : rows == 1            ? table_product_kernel<Chunk, J, Rows::kOne>
+                                             : table_product_kernel<Chunk, J, Rows::kMany>;
   return launch_overlapped(kernel, dim3(unsigned(blocks), unsigned(groups)), kThreads, kSharedBytes,
                            stream, task, plan);
 }

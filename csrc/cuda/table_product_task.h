@@ -8,9 +8,9 @@
 
 namespace pvq {
 
-// Up to this many values (tokens * columns) are rotated by every block of a narrow product, which
-// then takes no other launch; of one token, whose launch weighs more, twice as many.
-constexpr int64_t kMostFusedValues = 8192;
+// One row of activations of so many columns is rotated by every block of a narrow product, which
+// then takes no other launch.
+constexpr int64_t kMostFusedColumns = 16 * 1024;
 
 // Blocks take kNarrowRows rows of activations each; warps share a tile's columns.
 using ProductLaunch = int(const ProductTask& task, int multiprocessors, cudaStream_t stream);
@@ -43,7 +43,8 @@ PVQ_HD constexpr WideTile table_wide_tile(TableFormat format, int columns) {
           ActivationForm::kInt8Steps,
           format.chunk_bytes(),
           true,
-          format.table_words() == 256};
+          format.table_words() == 256,
+          3};
 }
 
 }  // namespace pvq

@@ -40,9 +40,7 @@ WidePlan WidePlan::of(const WideTile& tile, int64_t rows, int64_t chunks, int64_
       break;
   }
   plan.split.blocks = int(std::min<int64_t>(plan.split.steps, multiprocessors));
-  // To add up the sums of a cut group takes as long as some three steps.
-  constexpr int kCutSteps = 3;
-  const int64_t cut = plan.split.steps / plan.split.blocks + kCutSteps;
+  const int64_t cut = plan.split.steps / plan.split.blocks + tile.cut_steps;
   if (plan.groups <= multiprocessors && plan.split.group_steps <= cut)
     plan.split.blocks = plan.groups;
   return plan;

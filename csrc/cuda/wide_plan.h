@@ -18,6 +18,7 @@ struct WideTile {
   int chunk_bytes;    // of 16 rows of weights and a chunk
   bool table;         // whether there is a table in shared memory, as a table code's
   bool gaps;          // and gaps between its rows
+  int cut_steps;      // that adding up the sums of a group cut between blocks takes as long as
   int own_bytes = 0;  // of other tables there, before the ring; a multiple of 1 KB
 
   // Where the stages of the ring begin (a multiple of 1 KB) and end.
@@ -31,7 +32,10 @@ struct WideTile {
   PVQ_HD constexpr int offsets() const {
     return barriers() - warpgroups * columns * int(sizeof(float));
   }
-  PVQ_HD constexpr int barriers() const { return kEndAddress - 2 * 8 * kMostStages; }
+  PVQ_HD constexpr int barriers() const { return end() - 2 * 8 * kMostStages; }
+  // Whether the kernel that narrows activations has room beside a block, and where that ends.
+  PVQ_HD constexpr bool room_beside() const { return columns <= kMostColumnsBeside; }
+  PVQ_HD constexpr int end() const { return room_beside() ? kEndAddress : kAllEndAddress; }
   // Bytes of a step's activations and of the sums behind them.
   PVQ_HD constexpr int value_bytes(int chunks) const {
     return chunks * sections_of(form) * columns * kSectionBytes;

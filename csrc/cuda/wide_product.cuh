@@ -58,8 +58,14 @@ struct WideShape {
   // not if both do the same at the same time: they take turns.
   static constexpr bool kTurns = tile().warpgroups == 2;
   static constexpr bool kAhead = kTurns && Operand::kAhead;
-  // What the copying warpgroup gives up the others take.
-  static constexpr int kRegisters = tile().warpgroups == 4 ? 112 : 232;
+  // Of a thread. What the copying warpgroup gives up the others take. Few columns need so few that
+  // the kernel which narrows activations has its place beside this one.
+  static constexpr int kLaunchRegisters = tile().room_beside()     ? registers_beside(kThreads / 32)
+                                          : tile().warpgroups == 4 ? 96
+                                                                   : 168;
+  static constexpr int kCopyingRegisters = tile().room_beside() ? 24 : 32;
+  static constexpr int kRegisters =
+      (kLaunchRegisters * kThreads - kCopyingRegisters * 128) / kMultiplyingThreads / 8 * 8;
 
   static constexpr int kRing = tile().ring();
   static __device__ __forceinline__ uint32_t full_barrier(int slot) {
@@ -219,7 +225,7 @@ struct WideStream {
   __device__ __forceinline__ void copy_activations() const {
     if (lane != kPayer || warp > 1) return;
     const int column = GroupPlace(group, plan, kColumns).column, count = chunks();
-    const int64_t first = int64_t(step) * plan.step_chunks();
+    const int first = step * plan.step_chunks();
     const uint32_t stage = Shape::kRing + slot * plan.stage_bytes;
     const uint32_t barrier = Shape::full_barrier(slot);
     if (warp == 0) {
@@ -233,7 +239,7 @@ struct WideStream {
 };
 
 template <class Operand, int kColumns>
-__global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
+__global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
     wide_kernel(const __grid_constant__ ProductTask task, const __grid_constant__ WidePlan plan) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using Shape = WideShape<Operand, kColumns>;
@@ -249,7 +255,7 @@ __global__ void __launch_bounds__(WideShape<Operand, kColumns>::kThreads, 1)
   const int first_step = int(begin % split.group_steps);
 
   if (warp >= Shape::kWarps) {
-    give_registers_up<32>();
+    give_registers_up<Shape::kCopyingRegisters>();
     if (thread == Shape::kMultiplyingThreads) {
 #pragma unroll 1
       for (int slot = 0; slot < plan.stages; ++slot) {
@@ -513,8 +519,8 @@ int launch_wide(const ProductTask& task, int multiprocessors, cudaStream_t strea
   const WidePlan plan =
       WidePlan::of(tile, task.rows, task.chunks, task.quantized.rows, multiprocessors);
   const auto kernel = wide_kernel<Operand, kColumns>;
-  return launch_overlapped(kernel, dim3(unsigned(plan.split.blocks)), Shape::kThreads, kSharedBytes,
-                           stream, task, plan);
+  return launch_overlapped(kernel, dim3(unsigned(plan.split.blocks)), Shape::kThreads,
+                           tile.end() - kFirstAddress, stream, task, plan);
 }
 
 }  // namespace pvq

@@ -24,6 +24,7 @@
 #define __CUDA_ARCH__ 900
 #define __CUDA_ARCH_FEAT_SM90_ALL
 #define __launch_bounds__(...)
+#define __maxnreg__(...)
 #define __grid_constant__
 #ifndef __forceinline__
 #define __forceinline__ inline
