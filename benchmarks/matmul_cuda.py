@@ -1,7 +1,7 @@
 """Low-bit products on the GPU beside cuBLAS FP16 and other low-bit kernels, in one run.
 
     python benchmarks/matmul_cuda.py [--tokens 1 2 4 8 16 64 256] [--block 256] [--json FILE]
-        [--plot FILE]
+        [--plot FILE] [--only "pvq table 2 bit" ...] [--replays 7]
 
 Every figure is a median over CUDA-graph replays with weights that no cache can serve
 (timing_cuda.py) and includes all that the call does: our codes rotate the activations (in blocks
@@ -35,7 +35,8 @@ SHAPES = (
     (4096, 4096), (1024, 4096), (14336, 4096), (4096, 14336), (8192, 8192), (28672, 8192),
     (8192, 28672),
 )  # fmt: skip
-BLOCK = 256  # columns that the rotation mixes; main sets it
+DEFAULT_BLOCK = 256
+BLOCK = DEFAULT_BLOCK  # columns that the rotation mixes; main sets it
 Calls = list[Callable[[], object]]
 
 
@@ -220,7 +221,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="names of candidates, cuBLAS is always run")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--block", type=int, default=BLOCK)
+    parser.add_argument("--block", type=int, default=DEFAULT_BLOCK)
+    parser.add_argument("--replays", type=int, default=15)
     arguments = parser.parse_args()
     global BLOCK
     BLOCK = arguments.block
@@ -236,7 +238,9 @@ def main() -> None:
             times[name] = {}
             for rows, cols in SHAPES:
                 try:
-                    times[name][f"{rows}x{cols}"] = time_calls(make(rows, cols, tokens))
+                    times[name][f"{rows}x{cols}"] = time_calls(
+                        make(rows, cols, tokens), arguments.replays
+                    )
                 except (RuntimeError, ImportError) as error:
                     print(f"{name} {rows}x{cols}: {str(error).splitlines()[0]}")
                     break

@@ -10,6 +10,11 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
+@pytest.mark.parametrize("script", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.name)
+def test_scripts_compile(script):
+    compile(script.read_text(encoding="utf-8"), script.name, "exec")
+
+
 @pytest.mark.parametrize("options", [(), ("--head", "--batch", "1", "3")])
 def test_generate_in_small(tmp_path, options):
     sizes = {

@@ -30,20 +30,22 @@ def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
     codes = list(dict.fromkeys(code for code, _ in curves))
     methods = list(dict.fromkeys(method for _, method in curves))
+    colors = {code: f"C{i % 10}" for i, code in enumerate(codes)}
+    markers = {method: _MARKERS[i % len(_MARKERS)] for i, method in enumerate(methods)}
     for (code, method), points in curves.items():
         bits, divergence = zip(*sorted(set(points)), strict=True)
-        axes.plot(
-            bits,
-            divergence,
-            color=f"C{codes.index(code) % 10}",
-            marker=_MARKERS[methods.index(method) % len(_MARKERS)],
-            label=f"{code} {method}",
-        )
+        axes.plot(bits, divergence, color=colors[code], marker=markers[method])
     axes.set_yscale("log")
     axes.set_xlabel("bits a weight, everything stored")
     axes.set_ylabel("KL divergence from the original, nats a token")
     axes.grid(alpha=0.3, which="both")
-    figure.legend(loc="outside right upper", fontsize="small")  # it would hide curves inside
+    # A legend of codes and of methods, not of each curve; inside it would hide curves.
+    keys = [axes.plot([], [], color=color, label=code)[0] for code, color in colors.items()]
+    keys += [
+        axes.plot([], [], color="gray", linestyle="", marker=marker, label=method)[0]
+        for method, marker in markers.items()
+    ]
+    figure.legend(handles=keys, loc="outside right upper", fontsize="small")
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
 
