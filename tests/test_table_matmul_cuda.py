@@ -139,6 +139,31 @@ def test_results_repeat_bit_for_bit(tokens):
         assert torch.equal(run(x, code, table, scale, 2, 256), first)
 
 
+@pytest.mark.parametrize("tokens", [1, 3, 12, 40, 90])
+def test_products_in_a_chain_wait_for_each_other(tokens):
+    """Kernels begin before those before them end, which results must not show."""
+    layers = []
+    for seed in range(5):
+        code, table, scale, w = random_code(1024, 1024, 2, seed=seed)
+        scale = (scale.double() / (32 * w.std())).to(torch.bfloat16)  # outputs as large as inputs
+        layers.append((ops.table_fragments(code.cuda(), table, 2), scale.cuda()))
+    x = activations(tokens, 1024).cuda()
+
+    def chain(wait):
+        y = x
+        for i in range(40):
+            fragments, scale = layers[i % len(layers)]
+            y = ops.table_matmul_fragments(y, fragments, scale, 2, 1024 if i % 2 else 0, i)
+            if wait:
+                torch.cuda.synchronize()
+        return y
+
+    expected = chain(wait=True)
+    assert 0.1 < float(expected.float().std()) < 10
+    for _ in range(20):
+        assert torch.equal(chain(wait=False), expected)
+
+
 @pytest.mark.parametrize("tokens", [1, 4, 40])
 def test_graph_capture_and_side_stream(tokens):
     code, table, scale, w = random_code(512, 2048, 2)
