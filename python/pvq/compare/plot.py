@@ -28,8 +28,7 @@ def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     if not curves:
         raise ValueError("there is nothing to plot: no cell of the comparison could be run")
     figure, axes = pyplot.subplots(figsize=(9, 5), layout="constrained")
-    codes = list(dict.fromkeys(code for code, _ in curves))
-    methods = list(dict.fromkeys(method for _, method in curves))
+    codes, methods = map(dict.fromkeys, zip(*curves, strict=True))
     colors = {code: f"C{i % 10}" for i, code in enumerate(codes)}
     markers = {method: _MARKERS[i % len(_MARKERS)] for i, method in enumerate(methods)}
     for (code, method), points in curves.items():
