@@ -248,10 +248,9 @@ def main() -> None:
                     torch.cuda.empty_cache()
         results[str(tokens)] = times
         show(tokens, times)
-    if arguments.json:
-        arguments.json.write_text(
-            json.dumps({"machine": machine(), "block": BLOCK, "microseconds": results})
-        )
+        if arguments.json:  # after every number of tokens, so that a run cut short leaves those
+            record = {"machine": machine(), "block": BLOCK, "microseconds": results}
+            arguments.json.write_text(json.dumps(record))
     if arguments.plot:
         plot(results, arguments.plot)
 

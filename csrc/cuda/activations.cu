@@ -54,7 +54,7 @@ int launch_inputs(const ProductTask& task, int num_counters, cudaStream_t stream
   // Beside products there are few warps. Where most of them had to take two pieces or more, that
   // would take longer than a launch in between.
   const QuantizedActivations& out = task.quantized;
-  const bool room = out.group_bits == kOneGroup || 1 << out.group_bits <= kMostColumnsBeside;
+  const bool room = out.group_bits == kOneGroup || room_beside(1 << out.group_bits);
   const int64_t beside = warps_of(Place::kBeside) * device_limits().multiprocessors;
   const int64_t pieces = warps * tokens;
   if (room && 4 * pieces <= 7 * beside)

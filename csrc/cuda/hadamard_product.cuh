@@ -72,7 +72,7 @@ struct Columns {
     const uint32_t width = 1u << p.log2, size = p.factor * width;
     const uint32_t block = column >> p.log2, j = column & (width - 1);
     return {static_cast<const T*>(p.in) + block * size + j, width,
-            block % p.blocks_per_row * size + j};
+            p.signs_in ? block % p.blocks_per_row * size + j : 0};
   }
 };
 
@@ -98,16 +98,32 @@ __device__ void flip_row(RowPiece<T>& piece, uint32_t bits) {
     piece.raw[h] = flip_vector<T>(piece.raw[h], bits >> h * 4);
 }
 
-// The input's signs, computed here.
-template <class T>
-__device__ void sign_tile(const FactorParameters& p, const Columns<T>& columns, int tile,
-                          TilePiece<T>& piece) {
+// The signs of a warp's input, computed here. Where the 64 columns of a row are one word of signs,
+// each lane computes the word of a row, and the lanes that have the row ask for it.
+template <class T, int kTiles>
+__device__ void sign_tiles(const FactorParameters& p, const Columns<T>& columns,
+                           TilePiece<T> (&input)[kTiles]) {
+  const auto flip = [&](const auto& bits_of) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
-    flip_row(piece[i], sign_bits(p.seed, columns.first_col + row_of(tile, i) * columns.row_stride));
+    for (int tile = 0; tile < kTiles; ++tile)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) flip_row(input[tile][i], bits_of(row_of(tile, i)));
+  };
+  if (p.log2 >= 6) {
+    const int lane = threadIdx.x % kWarp, group = lane / 4;
+    const uint32_t first = columns.first_col - group * 8;
+    const uint64_t word = sign_word(p.seed, (first + lane * columns.row_stride) >> 6);
+    flip([&](int row) {
+      const uint32_t low = __shfl_sync(~0u, static_cast<uint32_t>(word), row);
+      const uint32_t high = __shfl_sync(~0u, static_cast<uint32_t>(word >> 32), row);
+      return (group < 4 ? low : high) >> group % 4 * 8;
+    });
+  } else {
+    flip([&](int row) { return sign_bits(p.seed, columns.first_col + row * columns.row_stride); });
+  }
 }
 
-// The same from a table, whose byte [row][stride] has the signs of the eight columns.
+// Those of a tile from a table, whose byte [row][stride] has the signs of the eight columns.
 template <class T>
 __device__ void sign_tile(const FactorParameters& p, const uint8_t* table, int stride, int tile,
                           TilePiece<T>& piece) {

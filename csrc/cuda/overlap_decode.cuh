@@ -14,7 +14,8 @@
 //
 //   E_i + (upper half of E_(i - lag) | lower half of E_j << 16) = y_i | y_j << 16.
 //
-// Two groups cost two look-ups of two or three instructions, one permutation and one addition.
+// Two groups cost two look-ups of two to four instructions, one permutation and one addition.
+// Shared memory binds: a look-up reads 128 bytes of it for a warp, all that it gives in a clock.
 //
 // Groups of four weights: the word is the point of the own group, a byte a weight, and 16 times the
 // word, cut off at 32 bits, is the point of the next one (core/overlap.h), so that
@@ -154,8 +155,17 @@ struct OverlapChunk {
   __device__ __forceinline__ uint32_t entry(int u, const Table& table) const {
     constexpr int kTop = 32 + (kGroup + 1) * kStep - 1;  // its newest bit in `word`
     constexpr int kAt = kTop / 32, kBit = kTop % 32;
-    if constexpr (kWindow == 8 && kBit % 8 == 7) {
-      return table.template entry<kBit / 8>(word[u][kAt]);
+    static_assert(kAt > 0 || kBit + 1 >= kWindow);
+    if constexpr (kWindow == 8) {
+      // A byte, after a shift that other windows of the word share.
+      constexpr int kShift = 7 - kBit % 8;
+      return table.template entry<(kBit + kShift) / 8>(
+          kBit + 1 < kWindow ? __funnelshift_l(word[u][kAt - 1], word[u][kAt], kShift)
+                             : word[u][kAt] << kShift);
+    } else if constexpr (kStep == 8 && kWindow == 9 && kAt + kBit / 8 > 0) {
+      constexpr int kByte = kBit / 8;
+      return table.template entry_below<kByte, (kByte + 3) % 4>(word[u][kAt],
+                                                                word[u][kByte ? kAt : kAt - 1]);
     } else {
       return table.template entry_at<kWindow>(with_top_at_15<kAt, kBit>(u));
     }

@@ -121,7 +121,8 @@ int quantize_activations(const ProductTask& task, ActivationForm form, int num_c
 // few rows of activations: a quarter of an SM has 512 registers for each of 32 lanes, of which
 // launches take a multiple of 8 a thread.
 constexpr int kBesideRegisters = 72;
-constexpr int kMostColumnsBeside = 32;  // rows of activations at a time
+// Whether a product that takes so many rows of activations at a time leaves that room.
+PVQ_HD constexpr bool room_beside(int columns) { return columns <= 32; }
 constexpr int registers_beside(int warps) { return (512 - kBesideRegisters) / (warps / 4) / 8 * 8; }
 
 // Of codes that a block copies before the previous kernel ends: what an SM of an H200 gets from

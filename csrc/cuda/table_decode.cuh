@@ -54,6 +54,17 @@ struct LaneTable {
   __device__ __forceinline__ uint32_t entry(uint32_t word) const {
     return look_up_word<kTableAddress>(table_offset<kByte>(word, lane_offset));
   }
+  // By a row's number of nine bits: a byte of `word`, and below it the top bit of byte kBelow of
+  // `below`. The lane's offset comes beside such bits of two bytes at once.
+  template <int kByte, int kBelow>
+  __device__ __forceinline__ uint32_t entry_below(uint32_t word, uint32_t below) const {
+    constexpr int kOdd = kBelow % 2 * 8;
+    const uint32_t low =
+        (below & (0x00800080u << kOdd)) | (lane_offset << kOdd | lane_offset << (16 + kOdd));
+    constexpr uint32_t kZero = 4 + (kBelow ^ 1);  // a byte of `low`
+    return look_up_word<kTableAddress>(
+        byte_permute(word, low, kZero << 12 | kZero << 8 | kByte << 4 | (4 + kBelow)));
+  }
   // By the offset of the row in the table, among other bits; kRowBits are a row's number, of which
   // bit 15 is the highest.
   template <int kRowBits>
@@ -71,6 +82,10 @@ struct AnyTable {
   template <int kByte>
   __device__ __forceinline__ uint32_t entry(uint32_t word) const {
     return read(word >> (8 * kByte) & 255);
+  }
+  template <int kByte, int kBelow>
+  __device__ __forceinline__ uint32_t entry_below(uint32_t word, uint32_t below) const {
+    return read((word >> (8 * kByte) & 255) << 1 | (below >> (8 * kBelow + 7) & 1));
   }
   template <int kRowBits>
   __device__ __forceinline__ uint32_t entry_at(uint32_t offset) const {

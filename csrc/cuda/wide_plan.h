@@ -34,7 +34,7 @@ struct WideTile {
   }
   PVQ_HD constexpr int barriers() const { return end() - 2 * 8 * kMostStages; }
   // Whether the kernel that narrows activations has room beside a block, and where that ends.
-  PVQ_HD constexpr bool room_beside() const { return columns <= kMostColumnsBeside; }
+  PVQ_HD constexpr bool room_beside() const { return pvq::room_beside(columns); }
   PVQ_HD constexpr int end() const { return room_beside() ? kEndAddress : kAllEndAddress; }
   // Bytes of a step's activations and of the sums behind them.
   PVQ_HD constexpr int value_bytes(int chunks) const {
