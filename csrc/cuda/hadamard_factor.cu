@@ -1,10 +1,10 @@
 // Hadamard transforms of blocks m * 2^k: H_m by tensor cores, the 2^k part by butterflies.
 //
 // A block is a matrix of m rows and 2^k columns. The columns of all blocks, one block after the
-// other, are cut into powers of two; each piece, of one or more whole blocks, is a block of
-// threads. H_m comes first (hadamard_product.cuh). A lane then holds 16 consecutive columns of a
-// row: four stages in registers, for large 2^k one or two more between lanes, the rest after an
-// exchange through shared memory.
+// other, are cut into powers of two; a block of threads works on a piece, of one or more whole
+// blocks, at a time. H_m comes first (hadamard_product.cuh). A lane then holds 16 consecutive
+// columns of a row: four stages in registers, for large 2^k one or two more between lanes, the rest
+// after an exchange through shared memory.
 #include <algorithm>
 #include <cmath>
 #include <memory>
