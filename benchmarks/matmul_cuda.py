@@ -226,7 +226,8 @@ def main() -> None:
     arguments = parser.parse_args()
     global BLOCK
     BLOCK = arguments.block
-    print(json.dumps(machine()))
+    here = machine()
+    print(json.dumps(here))
     results: dict[str, dict[str, dict[str, float]]] = {}
     for tokens in arguments.tokens:
         times: dict[str, dict[str, float]] = {}
@@ -249,7 +250,7 @@ def main() -> None:
         results[str(tokens)] = times
         show(tokens, times)
         if arguments.json:  # after every number of tokens, so that a run cut short leaves those
-            record = {"machine": machine(), "block": BLOCK, "microseconds": results}
+            record = {"machine": here, "block": BLOCK, "microseconds": results}
             arguments.json.write_text(json.dumps(record))
     if arguments.plot:
         plot(results, arguments.plot)

@@ -15,13 +15,13 @@
 #include "cuda/hadamard_finish.cuh"
 #include "cuda/hadamard_kernels.h"
 #include "cuda/product_task.h"
+#include "cuda/shared_memory.h"
 
 namespace pvq::hadamard {
 namespace {
 
 constexpr int kMaxHeldTiles = 2;  // up to 2 * 16 rows the input of a warp stays in registers
 constexpr int kThreads = 512;
-constexpr int kSystemBytes = 1024;  // of shared memory, for each block
 
 // Pieces of 2^log2_cols columns.
 PVQ_HD uint32_t pieces_of(const FactorParameters& p) {

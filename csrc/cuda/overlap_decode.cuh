@@ -14,7 +14,7 @@
 //
 //   E_i + (upper half of E_(i - lag) | lower half of E_j << 16) = y_i | y_j << 16.
 //
-// Two groups cost two look-ups of two to four instructions, one permutation and one addition.
+// Two groups cost two look-ups of two or three instructions, one permutation and one addition.
 // Shared memory binds: a look-up reads 128 bytes of it for a warp, all that it gives in a clock.
 //
 // Groups of four weights: the word is the point of the own group, a byte a weight, and 16 times the
@@ -162,7 +162,7 @@ struct OverlapChunk {
       return table.template entry<(kBit + kShift) / 8>(
           kBit + 1 < kWindow ? __funnelshift_l(word[u][kAt - 1], word[u][kAt], kShift)
                              : word[u][kAt] << kShift);
-    } else if constexpr (kStep == 8 && kWindow == 9 && kAt + kBit / 8 > 0) {
+    } else if constexpr (kStep == 8 && kWindow == 9) {
       constexpr int kByte = kBit / 8;
       return table.template entry_below<kByte, (kByte + 3) % 4>(word[u][kAt],
                                                                 word[u][kByte ? kAt : kAt - 1]);
@@ -174,7 +174,7 @@ struct OverlapChunk {
   __device__ __forceinline__ uint32_t with_top_at_15(int u) const {
     if constexpr (kBit >= 15) {
       return word[u][kAt] >> (kBit - 15);
-    } else if constexpr (kBit + 1 >= kWindow || kAt == 0) {
+    } else if constexpr (kBit + 1 >= kWindow) {
       return word[u][kAt] << (15 - kBit);
     } else {
       return __funnelshift_l(word[u][kAt - 1], word[u][kAt], 15 - kBit);

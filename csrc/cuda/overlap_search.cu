@@ -5,6 +5,7 @@
 
 #include "cuda/overlap_search_plan.h"
 #include "cuda/product_task.h"
+#include "cuda/shared_memory.h"
 
 namespace pvq {
 namespace {
@@ -15,7 +16,6 @@ constexpr int kFewestQuadThreads = 64;
 constexpr int kSmallestTile = 4;
 // Registers of a thread with the largest tile allow this many threads on an SM.
 constexpr int kThreadsOfSM = 512;
-constexpr int kSystemBytes = 1024;  // of shared memory, for each block
 // The states four groups back would be more than those there are in the library's codes; and it
 // divides kOverlapSeam.
 constexpr int kMostStride = 3;

@@ -1,10 +1,13 @@
-// Shared memory of the products by address.
+// Shared memory: what is the system's, and that of the products by address.
 #pragma once
 
 namespace pvq {
 
-// Shared addresses of a block start at 1 KB; what lies below belongs to the system.
-constexpr int kFirstAddress = 1024;
+// Of an SM's shared memory, for each block.
+constexpr int kSystemBytes = 1024;
+
+// A block's own shared addresses are those behind that.
+constexpr int kFirstAddress = kSystemBytes;
 // A block may have all of an SM, or leave 1 KB to another block's system: that of the kernel that
 // narrows activations (activations.cu).
 constexpr int kAllEndAddress = 228 * 1024;
