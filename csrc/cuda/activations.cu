@@ -2,8 +2,9 @@
 //
 // It overlaps the products before and after it. Few activations are narrowed beside them: by
 // blocks so small that one fits on every SM next to a product's (product_task.h), where it waits
-// for the product before to end, while the product after begins as soon as there is room, fills its
-// tables, and waits for the activations. Many activations take whole SMs between the two.
+// for the product before to end. Many activations take whole SMs between the two. In either place
+// the product after begins as soon as there is room, fills its tables, and waits for the
+// activations.
 #include "cuda/activations.cuh"
 
 #include <algorithm>
@@ -24,14 +25,13 @@ __global__ void __maxnreg__(registers_of(kPlace))
     quantize_kernel(const __grid_constant__ Activations a, const QuantizedActivations out,
                     int tokens, unsigned* counters, int num_counters) {
   constexpr int kWarps = warps_of(kPlace);
-  if (kPlace == Place::kBeside) allow_next_kernel();
+  allow_next_kernel();
   const int warp = int(blockIdx.x) * kWarps + threadIdx.x / 32, warps = gridDim.x * kWarps;
   const int first = int(blockIdx.y) * tokens, end = min(first + tokens, a.tokens);
   const PieceRotation rotation(a.block, a.type);
   const PieceShare share{warp, warps};
   const PieceSigns signs(a, share, 0);
   wait_for_previous_kernel();
-  if (kPlace == Place::kBetween) allow_next_kernel();
   if (blockIdx.x == 0 && first == 0)
     for (int i = threadIdx.x; i < num_counters; i += kWarps * 32) counters[i] = 0;
   if (first < end) quantize_share<kInputs, kForm>(a, rotation, signs, out, {first, end}, share);
@@ -48,6 +48,8 @@ int launch_inputs(const ProductTask& task, int num_counters, cudaStream_t stream
   const auto start = [&](auto kernel, int block_warps, int64_t run) {
     const dim3 grid = {unsigned((warps + block_warps - 1) / block_warps),
                        unsigned((tokens + run - 1) / run)};
+    const cudaError_t error = prefer_shared_memory(kernel);
+    if (error != cudaSuccess) return error;
     return launch_overlapped(kernel, grid, block_warps * 32, 0, stream, x, task.quantized, int(run),
                              task.counters, num_counters);
   };

@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads)
     }
     __syncthreads();  // data, and all of the piece's input has been read: out may be in
     finish_blocks<T>(p, data, piece << p.log2_cols);
-    __syncthreads();  // data has been read
+    if (piece + gridDim.x < pieces) __syncthreads();  // data has been read
   }
 }
 

@@ -6,6 +6,14 @@
 
 namespace pvq {
 
+// For a kernel between others that need all of a multiprocessor's shared memory: divided as they
+// have it. It is divided anew only while nothing runs there.
+template <class... Parameters>
+cudaError_t prefer_shared_memory(void (*kernel)(Parameters...)) {
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                              cudaSharedmemCarveoutMaxShared);
+}
+
 // Returns a cudaError_t.
 template <class... Parameters, class... Arguments>
 cudaError_t launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int threads,
