@@ -16,6 +16,9 @@ of the row `lag` groups before. Errors are given as multiples of 4^-R, R = s / D
              library's tables
     rings    the library's tables, tail-biting around 32 to 512 weights, and in sequences of 1,024
              weights that begin with the bits of a state and have no other cost
+    spreads  groups of four with a further bit for each weight, which is above or below the sum of
+             its points by as much as another: real points, the same tied in several ways
+             (overlap_spread.py), the library's
     scales   the library's tables with one scale a row, 128 columns, or 16 x 16 tile: bits counted
 
 Costs are counted, not measured. Decoding, in instructions a weight: an address (one byte
@@ -27,7 +30,8 @@ needs no shift where symbols are bytes), a load of the row from shared memory, a
     D = 2    two points are a word: a permutation and an addition for four weights, and another
              permutation for a third point
     D = 4    a point is a word, and the second is a multiple of it: a multiplication and addition;
-             a third point takes a load and an addition
+             a third point takes a load and an addition; with a spread a mask for the second point,
+             and another with a multiplication and addition
 
 Shared memory: a copy of the table for each of 32 lanes, a byte a weight and point, of tied points
 of four weights only the first. Encoding: transitions of Viterbi's algorithm a weight; one is an
@@ -43,7 +47,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import overlap_spread
 import torch
+from overlap_spread import LIBRARY, Tie
 from overlap_tables import (
     BLOCK,
     FAMILY,
@@ -72,6 +78,17 @@ SHAPES = [
 ]
 TERMS = [Trellis(4, 8, 8, 1, terms) for terms in (2, 3)]
 ONE_POINT = [Trellis(2, 4, v, 1) for v in (8, 10, 12)]
+SPREADS = [Trellis(4, s, s, 1, spread=True) for s in (6, 7, 8)]
+TIES = [
+    Tie(20, 32, 4, 3),
+    Tie(20, 16, 8, 6),
+    Tie(20, 16, 5, 8),
+    Tie(24, 16, 5, 8),
+    Tie(20, 8, 11, 17),
+    Tie(28, 8, 10, 16),
+    LIBRARY,
+]
+PLAIN = {bits: trellis for bits, trellis in FAMILY.items() if not trellis.spread}
 
 
 @dataclass(frozen=True)
@@ -112,7 +129,7 @@ def decode_instructions(trellis: Trellis, points: int | None = None) -> float:
     else:
         address = 2.0
     loads = 1 + (points > 2)
-    sums = {1: 1.25, 2: 0.5 * points, 4: 1.0 * (points - 1)}[dim]
+    sums = {1: 1.25, 2: 0.5 * points, 4: 1.0 * (points - 1) + 3 * trellis.spread}[dim]
     return (address + loads + sums) / dim
 
 
@@ -156,7 +173,7 @@ def library_tables() -> dict[float, torch.Tensor]:
     with np.load(OUT) as file:
         return {
             bits: torch.from_numpy(file[f"{bits:g}"]).double() * float(file[f"{bits:g} unit"])
-            for bits in FAMILY
+            for bits in PLAIN
         }
 
 
@@ -214,7 +231,7 @@ def terms(report: Report, effort: Effort) -> None:
 def points(report: Report, effort: Effort) -> None:
     report.part("Points", *SHAPE_COLUMNS, "points", "x 4^-R")
     library = library_tables()
-    for bits, trellis in FAMILY.items():
+    for bits, trellis in PLAIN.items():
         shape = (1 << trellis.window_bits, 2, trellis.dim)
         normal = torch.randn(shape, generator=torch.Generator().manual_seed(1)).double()
         pyramids = pyramid_points(trellis)
@@ -238,7 +255,7 @@ def points(report: Report, effort: Effort) -> None:
 def rings(report: Report, effort: Effort) -> None:
     report.part("Rings", *SHAPE_COLUMNS, "ring", "bits a weight for a beginning", "x 4^-R with it")
     library = library_tables()
-    for bits, trellis in FAMILY.items():
+    for bits, trellis in PLAIN.items():
         for block in (32, 64, 128, 256, 512):
             ratio = effort.ratio(library[bits], trellis, block)
             report.add("rings", trellis, ring=block, extra=0.0, ratio=ratio)
@@ -259,7 +276,7 @@ def scales(report: Report, effort: Effort) -> None:
     cols = min(4096, effort.test // 16)
     rows = max(16, effort.test // cols // 4)
     w = torch.randn(rows, cols, generator=torch.Generator().manual_seed(7)).to(effort.device)
-    for bits, trellis in FAMILY.items():
+    for bits, trellis in PLAIN.items():
         table = library[bits].to(effort.device)
         for name, height, width in (("row", 1, cols), ("128 columns", 1, 128), ("tile", 16, 16)):
             tiles = w.view(rows // height, height, cols // width, width)
@@ -276,7 +293,31 @@ def scales(report: Report, effort: Effort) -> None:
             )
 
 
-PARTS = {"shapes": shapes, "terms": terms, "points": points, "rings": rings, "scales": scales}
+def spreads(report: Report, effort: Effort) -> None:
+    report.part("Spreads", *SHAPE_COLUMNS, "points", "x 4^-R", *COSTS)
+    for trellis in SPREADS:
+        table, step = overlap_spread.train(trellis, effort.phases, device=effort.device)
+        candidates = {"trained, real": (table, step)}
+        if trellis == FAMILY.get(trellis.bits):
+            for form in TIES:
+                settings = {"phases": effort.tying, "device": effort.device, "form": form}
+                whole, unit = overlap_spread.tie(table, trellis, (0.68, 0.71), **settings)
+                name = f"tied, {form.low} h + l and {form.factor} l, spread {form.spread}"
+                candidates[name] = whole * unit, form.spread * unit
+            with np.load(OUT) as file:
+                whole = torch.from_numpy(file[f"{trellis.bits:g}"]).double()
+                unit = float(file[f"{trellis.bits:g} unit"])
+            candidates["the library's"] = whole * unit, LIBRARY.spread * unit
+        for name, (points_, step_) in candidates.items():
+            e = overlap_spread.error(points_, trellis, step_, effort.test, device=effort.device)
+            report.add("spreads", trellis, points=name, ratio=e * 4**trellis.bits,
+                       **costs(trellis, 2, 1 << trellis.word_bits))  # fmt: skip
+
+
+PARTS = {
+    "shapes": shapes, "terms": terms, "points": points, "rings": rings, "spreads": spreads,
+    "scales": scales,
+}  # fmt: skip
 
 
 def main() -> None:

@@ -14,8 +14,9 @@ out of poor optima, then more and more, so that nothing is fitted to noise in th
 
 Points of two weights are rounded to multiples of one unit, the smallest one with which no sum of
 two leaves the range of int8: at that resolution rounding costs less than 0.1 %. Points of four
-become tied ones (overlap_tied.py), in more turns: what the least squares problem would change of
-the tied points leads real ones, which are tied again. That costs 1 % of error.
+become tied ones (overlap_tied.py, and overlap_spread.py with a spread), in more turns: what the
+least squares problem would change of the tied points leads real ones, which are tied again. That
+costs 1 % of error.
 
 Everything is seeded. Samples are drawn, and the least squares problems solved, on the CPU; on the
 device are the search, which gives the same bits everywhere, and sums of integers. So the tables do
@@ -51,6 +52,10 @@ PHASES = (
     (1 << 20, 60),
     (1 << 22, 12),
 )
+# More turns: 0.5 % less error above 3 bits, nothing below.
+LONG_PHASES = tuple(
+    (samples, turns * (10 if samples <= 1 << 16 else 2)) for samples, turns in PHASES
+)
 # Of tying, and the share of a change that leads.
 TYING = ((1 << 16, 60), (1 << 17, 60), (1 << 18, 60), (1 << 20, 20))
 LEAD = 0.1
@@ -69,10 +74,11 @@ class Trellis:
     lag: int
     terms: int = 2  # points in a row of the table
     beam: int = 0  # paths that the search keeps; 0: all
+    spread: bool = False  # whether weights are above or below the sums of their points
 
     @property
     def bits(self) -> float:
-        return self.step_bits / self.dim
+        return self.step_bits / self.dim + self.spread
 
     @property
     def word_bits(self) -> int:
@@ -83,7 +89,7 @@ class Trellis:
 FAMILY = {
     2.0: Trellis(4, 8, 9, 1),
     2.5: Trellis(2, 5, 8, 2),
-    3.0: Trellis(2, 6, 9, 1),
+    3.0: Trellis(4, 8, 8, 1, spread=True),
     3.5: Trellis(2, 7, 9, 1),
     4.0: Trellis(2, 8, 9, 1),
 }
@@ -244,6 +250,30 @@ def error(
     return float((x - back).square().sum() / x.square().sum())
 
 
+def made(trellis: Trellis, quick: bool, device: str) -> tuple[float, torch.Tensor, float]:
+    """The error of real points, the library's points and their unit."""
+    if trellis.spread:
+        import overlap_spread as spread  # it is made of this module
+
+        phases = (spread.QUICK, spread.QUICK_TYING) if quick else (spread.PHASES, spread.TYING)
+        table, step = spread.train(trellis, phases[0], device=device)
+        real = spread.error(table, trellis, step, 1 << 20, device=device)
+        return real, *spread.tie(table, trellis, phases=phases[1], device=device)
+    phases = QUICK if quick else LONG_PHASES if trellis.bits > 3 else PHASES
+    table = train(trellis, phases, device=device)
+    return error(table, trellis, 1 << 20, device=device), *rounded(table, trellis, device)
+
+
+def measured(points: torch.Tensor, unit: float, trellis: Trellis, device: str) -> float:
+    """The error of the library's points."""
+    if trellis.spread:
+        import overlap_spread as spread
+
+        step = spread.LIBRARY.spread * unit
+        return spread.error(points * unit, trellis, step, 1 << 20, device=device)
+    return error(points * unit, trellis, 1 << 20, device=device)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=Path, default=OUT)
@@ -257,8 +287,8 @@ def main() -> None:
         with np.load(arguments.check) as file:
             for bits, trellis in FAMILY.items():
                 points = torch.from_numpy(file[f"{bits:g}"]).double()
-                points = points * float(file[f"{bits:g} unit"])
-                e = error(points, trellis, 1 << 20, device=arguments.device)
+                unit = float(file[f"{bits:g} unit"])
+                e = measured(points, unit, trellis, arguments.device)
                 print(f"| {bits:g} | {e:.5f} | {e * 4**bits:.4f} |", flush=True)
         return
     tables = {}
@@ -268,12 +298,10 @@ def main() -> None:
     for bits in [arguments.only] if arguments.only else FAMILY:
         begin = time.perf_counter()
         trellis = FAMILY[bits]
-        table = train(trellis, QUICK if arguments.quick else PHASES, device=arguments.device)
-        real = error(table, trellis, 1 << 20, device=arguments.device)
-        points, unit = rounded(table, trellis, arguments.device)
+        real, points, unit = made(trellis, arguments.quick, arguments.device)
         tables[f"{bits:g}"] = points.to(torch.int8).numpy()
         tables[f"{bits:g} unit"] = np.float32(unit)
-        e = error(points * unit, trellis, 1 << 20, device=arguments.device)
+        e = measured(points, unit, trellis, arguments.device)
         seconds = time.perf_counter() - begin
         print(
             f"{bits:g} bits: unit {unit:.5f}, {e * 4**bits:.4f} * 4^-R "

@@ -157,3 +157,16 @@ def test_from_dict_refuses_what_it_cannot_know():
         PVQConfig.from_dict({**stored, "format_version": "one"})
     with pytest.raises(ValueError, match="does not know: shift"):
         PVQConfig.from_dict({**stored, "shift": 3})
+
+
+def test_codes_that_have_changed_are_refused_from_older_files():
+    for bits, since in ((2, 1), (2.5, 1), (3, 2), (3.5, 2), (4, 2)):
+        stored = PVQConfig(bits, code="overlap").to_dict()
+        for version in (1, FORMAT_VERSION):
+            if version >= since:
+                PVQConfig.from_dict({**stored, "format_version": version})
+                continue
+            with pytest.raises(ValueError, match=r"format_version 1, and .* quantize the model"):
+                PVQConfig.from_dict({**stored, "format_version": version})
+    older = {**PVQConfig(3.25).to_dict(), "format_version": 1}
+    assert PVQConfig.from_dict(older) == PVQConfig(3.25)

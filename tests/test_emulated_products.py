@@ -255,7 +255,8 @@ def test_overlap_codes_become_the_same_weights(products, bits, cols):
     w[2] = 0
     stored = code.quantize(w)
     table = numbers.table
-    shape = (5, cols, numbers.dim, numbers.step_bits, len(table).bit_length() - 1, numbers.lag)
+    window_bits = len(table).bit_length() - 1
+    shape = (5, cols, numbers.dim, numbers.step_bits, window_bits, numbers.lag, numbers.spread)
     out = call(products, "overlap", shape, (stored["code"], stored["row_scale"], table))
     found = out.view(torch.float32).view(5, cols)
     assert torch.equal(found, code.dequantize(stored, cols, torch.float32))

@@ -55,7 +55,9 @@ def program(tmp_path_factory):
     return out
 
 
-def emulate(program, x, table, step, lag, weight, start, end, ring, beam, processors, shared=227):
+def emulate(
+    program, x, table, step, lag, weight, start, end, ring, beam, spread, processors, shared=227
+):
     """Symbols, states and costs as the operator gives them."""
     rows, dim = len(x), table.shape[2]
     groups, window = x.shape[1] // dim, len(table).bit_length() - 1
@@ -66,7 +68,7 @@ def emulate(program, x, table, step, lag, weight, start, end, ring, beam, proces
     )
     numbers = (rows, groups, dim, step, window, lag, table.shape[1], beam)
     done = subprocess.run(
-        [str(program), *map(str, numbers), given or "-", str(processors), str(shared)],
+        [str(program), *map(str, numbers), given or "-", str(processors), str(shared), str(spread)],
         input=operands,
         capture_output=True,
         check=True,
@@ -90,6 +92,7 @@ def compare(
     terms=2,
     beam=0,
     shared=227,
+    spread=0.0,
 ):
     rng = torch.Generator().manual_seed(rows + groups)
 
@@ -106,7 +109,7 @@ def compare(
         start = torch.randint(-1, states, (rows,), generator=rng, dtype=torch.int32)
     if "e" in given:
         end = torch.randint(-1, states, (rows,), generator=rng, dtype=torch.int32)
-    arguments = (x, table, step, lag, weight, start, end, "r" in given, beam)
+    arguments = (x, table, step, lag, weight, start, end, "r" in given, beam, spread)
     expected = torch.ops.pvq.overlap_search(*arguments)
     found = emulate(program, *arguments, processors, shared)
     for name, a, b in zip(("symbol", "start", "cost"), found, expected, strict=True):
@@ -117,6 +120,14 @@ def compare(
 @pytest.mark.parametrize(("rows", "given"), [(3, "r"), (1, "wr"), (5, "wse")])
 def test_the_library_s_codes(program, groups, step, window, lag, dim, rows, given):
     compare(program, rows, groups, step, window, lag, dim, given)
+
+
+@pytest.mark.parametrize(("groups", "step", "lag"), [(5, 8, 1), (9, 4, 1), (11, 2, 3), (9, 6, 1)])
+@pytest.mark.parametrize(("rows", "given"), [(1, "-"), (6, "wse"), (3, "wr")])
+@pytest.mark.parametrize("whole", [False, True])
+def test_codes_with_a_spread(program, groups, step, lag, rows, given, whole):
+    numbers = (rows, groups, step, step, lag, 4, given)
+    compare(program, *numbers, whole=whole, spread=2.0 if whole else 15.5)
 
 
 @pytest.mark.parametrize(("groups", "step", "window", "lag", "dim"), OTHERS)
@@ -170,7 +181,7 @@ def test_states_that_are_none_count_modulo_their_number(program, beam):
     states = torch.tensor([9, 15, -7, 8], dtype=torch.int32)
     inside = torch.tensor([1, 7, -1, 0], dtype=torch.int32)
     expected = torch.ops.pvq.overlap_search(x, table, 2, 1, None, inside, inside, beam=beam)
-    found = emulate(program, x, table, 2, 1, None, states, states, False, beam, 1)
+    found = emulate(program, x, table, 2, 1, None, states, states, False, beam, 0.0, 1)
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a, b)
 
@@ -182,7 +193,7 @@ def test_what_is_not_finite_ends(program, value, beam):
     x, table = torch.randn(4, 12), torch.randn(8, 2, 2)
     expected = torch.ops.pvq.overlap_search(x, table, 2, 1, ring=True, beam=beam)
     x[2, 5] = value
-    symbol, began, cost = emulate(program, x, table, 2, 1, None, None, None, True, beam, 1)
+    symbol, began, cost = emulate(program, x, table, 2, 1, None, None, None, True, beam, 0.0, 1)
     assert (symbol < 4).all()
     assert ((began >= 0) & (began < 8)).all()
     others = torch.arange(4) != 2

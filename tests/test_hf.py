@@ -20,6 +20,7 @@ from transformers.quantizers import auto
 
 import pvq
 from pvq import PVQConfig, PVQEmbedding, PVQLinear, hf
+from pvq.config import FORMAT_VERSION
 from pvq.embedding import PVQTiedHead
 
 IDS = torch.arange(3, 40)[None]
@@ -135,7 +136,7 @@ def test_the_config_determines_every_shape(small_llama, tmp_path):
     model.save_pretrained(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
     assert stored["quant_method"] == "pvq"
-    assert stored["format_version"] == 1
+    assert stored["format_version"] == FORMAT_VERSION
     assert len(stored["layers"]) == 14
     configs = hf.PVQQuantizationConfig.from_dict(stored).layer_configs()
     for name, module in model.named_modules():
@@ -386,7 +387,14 @@ def test_tensors_that_do_not_match_the_config(checkpoint, change, text):
         ),
         (lambda q: q["layers"].update({"model.norm": {}}), "model.norm, which is a LlamaRMSNorm"),
         (lambda q: q["layers"][NAME].update(dim=10), "does not fit model.layers.0.mlp.up_proj: 64"),
-        (lambda q: q.update(format_version=2), "format_version 2.* upgrade pvq"),
+        (lambda q: q.update(format_version=99), "format_version 99.* upgrade pvq"),
+        (
+            lambda q: (
+                q.update(format_version=1),
+                q["layers"].update({NAME: {"code": "overlap", "bits": 3}}),
+            ),
+            "format_version 1, and overlap 3 bits has other tables since 2",
+        ),
         (lambda q: q.pop("layers"), "'layers' in the quantization_config .* is None"),
         (lambda q: q.update(layers=[]), r"'layers' in .* is \[\], expected an object"),
         (lambda q: q["default"].update(pulses=0), "pulses is 0, expected 1 to 4096"),

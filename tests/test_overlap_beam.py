@@ -229,7 +229,7 @@ def test_bad_arguments_are_named():
     three = normal(8, 3, 2).char()
     code, scale = torch.zeros(1, 4, dtype=torch.uint8), torch.ones(1).bfloat16()
     with pytest.raises(RuntimeError, match=r"expected \[2\^n, 2, dim\]"):
-        ops.overlap_dequantize(code, scale, three, 2, 1, 16, torch.float32)
+        ops.overlap_dequantize(code, scale, three, 2, 1, 0, 16, torch.float32)
 
 
 @pytest.mark.parametrize("rows", [0, 5])

@@ -20,9 +20,7 @@ def random_overlap_code(rows, cols, bits, seed=0):
     random = torch.Generator().manual_seed(seed)
     code = torch.randint(0, 256, (rows, round(cols * bits) // 8), generator=random).byte()
     scale = (2.0 ** torch.randint(-8, -4, (rows,), generator=random)).bfloat16()
-    w = ops.overlap_dequantize(
-        code, scale, numbers.table, numbers.step_bits, numbers.lag, cols, torch.float64
-    )
+    w = ops.overlap_dequantize(code, scale, numbers.table, *numbers.numbers, cols, torch.float64)
     return code, scale, w
 
 
@@ -67,6 +65,24 @@ def test_the_layout_is_the_documented_one(bits):
                     assert torch.equal(there[place : place + 2], own[4 * words :])
 
 
+def test_lanes_have_symbols_and_further_bits_apart():
+    """With a spread: of 32 columns eight symbols, then four bytes of a bit for each group."""
+    random = torch.Generator().manual_seed(0)
+    symbol = torch.randint(0, 1 << 12, (5, 16), generator=random)
+    bits = (symbol[..., None] >> torch.arange(12) & 1).flatten(1).view(5, 24, 8)
+    code = (bits << torch.arange(8)).sum(2).byte()
+    form = OverlapFragments(trellis(3))
+    lanes = form._lanes_of(code).view(5, 2, 12)
+    for row in range(5):
+        for lane in range(2):
+            groups = symbol[row, 8 * lane : 8 * lane + 8]
+            assert lanes[row, lane, :8].tolist() == (groups & 255).tolist()
+            for k in range(4):
+                above = groups >> (8 + k) & 1
+                assert int(lanes[row, lane, 8 + k]) == int((above << torch.arange(8)).sum())
+    assert torch.equal(form._stored_of(lanes.view(5, 24)), code)
+
+
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("rows", [1, 16, 37])
 def test_the_way_back_is_exact(bits, rows):
@@ -81,9 +97,14 @@ def test_the_way_back_is_exact(bits, rows):
 
 @pytest.mark.parametrize("bits", BITS)
 def test_words_of_the_table_add_up_without_carries(bits):
-    table, words = trellis(bits).table, table_bytes(trellis(bits).table)
+    table, spread = trellis(bits).table, trellis(bits).spread
+    words = table_bytes(table, spread)
     assert words.shape == (len(table), 4)
-    if table.shape[2] == 4:
+    if spread:
+        every = words[:, None].int() + 12 * (words[None].int() & 7) + spread
+        assert int(every.min()) - spread >= 0
+        assert int(every.max()) + spread <= 255
+    elif table.shape[2] == 4:
         word = words.numpy().view("<u4").astype(np.int64)[:, 0]
         sums = word[:, None] + (word[None] << 4 & 0xFFFFFFFF)
         assert sums.max() < 1 << 32
@@ -117,6 +138,15 @@ def test_a_table_that_does_not_fit_is_refused():
     table[0, 0, 3], table[0, 1, 3] = 0x7B - 64, 0xB0 - 64  # 0x7B + 0xB0 is no byte
     with pytest.raises(ValueError, match="do not fit a byte"):
         table_bytes(table)
+
+
+def test_a_table_that_does_not_fit_its_spread_is_refused():
+    table = trellis(3).table.clone()
+    with pytest.raises(ValueError, match="sums with the bias of 128 and the spread"):
+        table_bytes(torch.full_like(table, 59).index_fill_(1, torch.tensor([1]), 40), 29)
+    table[3, 1, 2] += 1
+    with pytest.raises(ValueError, match="second points that are not 12 times"):
+        table_bytes(table, 24)
 
 
 @gpu

@@ -31,7 +31,13 @@ def word_points(table: np.ndarray, step: int, lag: int) -> np.ndarray:
     return table[word >> (lag * step), 0] + table[word & (len(table) - 1), 1]
 
 
-def viterbi(x, table, step, lag, weight, start=None, end=None) -> float:
+def errors(target, points, spread) -> np.ndarray:
+    """Of a group and each of points: what is left once a weight may be above or below by a step."""
+    rest = target - points
+    return np.minimum((rest - spread) ** 2, (rest + spread) ** 2)
+
+
+def viterbi(x, table, step, lag, weight, start=None, end=None, spread=0.0) -> float:
     """The least cost of a sequence [cols] in float64, from and to a state or any."""
     table = table.double().numpy()
     bits = state_bits(step, len(table).bit_length() - 1, lag)
@@ -45,12 +51,12 @@ def viterbi(x, table, step, lag, weight, start=None, end=None) -> float:
         weight.double().numpy().reshape(-1, table.shape[2]),
         strict=True,
     ):
-        total = cost[word & ((1 << bits) - 1)] + ((target - points) ** 2 * factor).sum(1)
+        total = cost[word & ((1 << bits) - 1)] + (errors(target, points, spread) * factor).sum(1)
         cost = total.reshape(-1, 1 << step).min(1)  # the symbol that leaves is the lowest bits
     return cost.min() if end is None else cost[end]
 
 
-def path_cost(x, table, step, lag, weight, symbols, state) -> tuple[float, int]:
+def path_cost(x, table, step, lag, weight, symbols, state, spread=0.0) -> tuple[float, int]:
     """What symbols from a state on cost, and the state behind them."""
     table = table.double().numpy()
     points = word_points(table, step, lag)
@@ -59,9 +65,8 @@ def path_cost(x, table, step, lag, weight, symbols, state) -> tuple[float, int]:
     for i, symbol in enumerate(symbols):
         word = int(symbol) << bits | int(state)
         part = slice(i * dim, (i + 1) * dim)
-        cost += float(
-            ((x[part].double().numpy() - points[word]) ** 2 * weight[part].double().numpy()).sum()
-        )
+        left = errors(x[part].double().numpy(), points[word], spread)
+        cost += float((left * weight[part].double().numpy()).sum())
         state = word >> step
     return cost, state
 
@@ -109,6 +114,64 @@ def test_the_library_s_shapes_agree_with_float64(step, window, lag, dim, rows):
             assert float(cost[r]) == pytest.approx(best, rel=1e-4, abs=1e-2)
             assert first in (None, int(began[r]))
             assert last in (None, behind)
+
+
+@pytest.mark.parametrize(("step", "groups"), [(2, 3), (3, 3), (2, 4)])
+def test_no_sequence_is_better_with_a_spread(step, groups):
+    table, rows, spread = normal(1 << step, 2, 4), 2, 0.7
+    x, weight = 1.5 * normal(rows, groups * 4, seed=1), torch.rand(groups * 4) + 0.1
+    settings = {"spread": spread}
+    symbol, start, cost = ops.overlap_search(x, table, step, 1, weight, **settings)
+    for r in range(rows):
+        best = min(
+            path_cost(x[r], table, step, 1, weight, every, state, spread)[0]
+            for state in range(1 << step)
+            for every in itertools.product(range(1 << step), repeat=groups)
+        )
+        found = path_cost(x[r], table, step, 1, weight, symbol[r], start[r], spread)[0]
+        assert found == pytest.approx(best, rel=1e-4, abs=1e-6)
+        assert float(cost[r]) == pytest.approx(best, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("lag", [1, 2])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_the_spread_agrees_with_float64(weighted, lag):
+    step = 8 if lag == 1 else 3
+    groups, rows, spread = 7, 17, 20.0
+    table = torch.round(20 * normal(1 << step, 2, 4))
+    x, weight = 30 * normal(rows, groups * 4, seed=1), torch.rand(groups * 4) + 0.5
+    if not weighted:
+        weight = torch.ones(groups * 4)
+    given = weight if weighted else None
+    states = 1 << state_bits(step, step, lag)
+    start = torch.arange(rows, dtype=torch.int32) * 5 % states
+    for begins, ends in ((None, None), (start, None), (None, start), (start, start)):
+        symbol, began, cost = ops.overlap_search(
+            x, table, step, lag, given, begins, ends, spread=spread
+        )
+        for r in (0, rows - 1):
+            first = None if begins is None else int(begins[r])
+            last = None if ends is None else int(ends[r])
+            best = viterbi(x[r], table, step, lag, weight, first, last, spread)
+            found, behind = path_cost(x[r], table, step, lag, weight, symbol[r], began[r], spread)
+            assert found == pytest.approx(best, rel=1e-4, abs=1e-2)
+            assert float(cost[r]) == pytest.approx(best, rel=1e-4, abs=1e-2)
+            assert first in (None, int(began[r]))
+            assert last in (None, behind)
+
+
+def test_bad_spreads_are_named():
+    table, x = normal(16, 2, 4), normal(2, 8)
+    for spread, changed, message in (
+        (-1.0, {}, "spread is -1"),
+        (float("nan"), {}, "spread is nan"),
+        (1.0, {"beam": 4}, "beam is 4 with a spread"),
+        (1.0, {"table": normal(32, 2, 4)}, r"spread with a table of shape \[32, 2, 4\]"),
+        (1.0, {"table": normal(16, 2, 2)}, "expected groups .* of 4 weights with a spread"),
+    ):
+        arguments = {"x": x, "table": table, "step_bits": 4, "lag": 1, "spread": spread, **changed}
+        with pytest.raises(RuntimeError, match=message):
+            ops.overlap_search(**arguments)
 
 
 def test_states_may_be_free_in_some_rows():

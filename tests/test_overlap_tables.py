@@ -32,9 +32,14 @@ def test_both_mean_the_same_code(tables, bits):
     assert (shape.window_bits, shape.lag) == (numbers.window_bits, numbers.lag)
     groups = tables.BLOCK // shape.dim
     rng = np.random.default_rng(0)
-    symbol = torch.from_numpy(rng.integers(0, 1 << shape.step_bits, (6, groups)))
-    y = tables.decode(tables.windows(symbol, shape), numbers.table.double(), shape)
-    assert torch.equal(y.flatten(1).float(), numbers.integers(symbol.to(torch.uint8)))
+    symbol = torch.from_numpy(rng.integers(0, 1 << numbers.stored_bits, (6, groups)))
+    coded = symbol & ((1 << shape.step_bits) - 1)
+    y = tables.decode(tables.windows(coded, shape), numbers.table.double(), shape)
+    if shape.spread:
+        above = symbol[..., None] >> (shape.step_bits + torch.arange(shape.dim)) & 1
+        y = y + numbers.spread * (2.0 * above - 1)
+    assert bool(numbers.spread) == shape.spread
+    assert torch.equal(y.flatten(1).float(), numbers.integers(symbol.to(numbers.symbol_dtype)))
     with np.load(tables.OUT) as file:
         assert np.array_equal(file[f"{bits:g}"], numbers.table.numpy())
 
@@ -102,6 +107,52 @@ def test_tying_takes_the_unit_of_least_error(tables):
         assert torch.equal(points, tables.tie(table, shape, units, phases, "cuda")[0])
 
 
+@pytest.fixture(scope="module")
+def spreads(tables):
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        import overlap_spread
+    finally:
+        sys.path.pop(0)
+    return overlap_spread
+
+
+def test_training_with_a_spread_lowers_the_error(tables, spreads):
+    shape = tables.Trellis(4, 4, 4, 1, spread=True)
+    table, step = spreads.train(shape, ((1 << 12, 8), (1 << 14, 12)))
+    again = spreads.train(shape, ((1 << 12, 8), (1 << 14, 12)))
+    assert torch.equal(table, again[0])
+    assert step == again[1]
+    if torch.cuda.is_available():
+        there = spreads.train(shape, ((1 << 12, 8), (1 << 14, 12)), device="cuda")
+        assert torch.equal(table, there[0])
+        assert step == there[1]
+    untrained = spreads.error(spreads.train(shape, ())[0], shape, 0.65, 1 << 14)
+    trained = spreads.error(table, shape, step, 1 << 14)
+    assert trained < 0.87 * untrained
+    assert trained * 4**2 < 1.42
+    points, unit = spreads.tie(table, shape, (0.2, step), ((1 << 14, 10),))
+    assert unit == step / spreads.LIBRARY.spread
+    assert spreads.error(points * unit, shape, step, 1 << 14) < 1.1 * trained
+    byte = points[:, 0] + 60
+    assert torch.equal(byte, byte.clamp(0, 119).round())
+    assert torch.equal(points[:, 1], 12 * (byte % 8) - 44)
+
+
+def test_points_tied_for_a_spread_are_the_nearest(spreads):
+    random = torch.Generator().manual_seed(3)
+    target = 30 * torch.randn(4, 2, 4, generator=random, dtype=torch.float64)
+    weight = torch.rand(4, 2, generator=random, dtype=torch.float64)
+    found = spreads.tied_points(target, weight)
+    for row, k in itertools.product(range(4), range(4)):
+        costs = {
+            byte: float(weight[row, 0] * (byte - 60 - target[row, 0, k]) ** 2
+                        + weight[row, 1] * (12 * (byte % 8) - 44 - target[row, 1, k]) ** 2)
+            for byte in range(120)
+        }  # fmt: skip
+        assert int(found[row, 0, k]) + 60 == min(costs, key=costs.get)
+
+
 def training_samples(tables, shape, seed):
     """Weights, an untrained table, and the windows of the best symbols."""
     x = tables.gaussian(1 << 13, torch.Generator().manual_seed(seed))
@@ -151,12 +202,13 @@ def test_the_comparison_of_designs_in_small(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = json.loads(file.read_text())["rows"]
-    assert done.stdout.count("\n| ") == 5 + len(rows)
+    assert done.stdout.count("\n| ") == 6 + len(rows)
     parts = {row["part"] for row in rows}
-    assert parts == {"shapes", "terms", "points", "rings", "scales"}
+    assert parts == {"shapes", "terms", "points", "rings", "spreads", "scales"}
     assert all(1.1 < row["ratio"] < 3 for row in rows)
-    library = [row for row in rows if row["part"] == "points" and "library" in row["points"]]
-    assert [row["step_bits"] / row["dim"] for row in library] == [2, 2.5, 3, 3.5, 4]
+    library = [row for row in rows if "the library's" in str(row.get("points"))]
+    rates = [row["step_bits"] / row["dim"] + row["spread"] for row in library]
+    assert sorted(rates) == [2, 2.5, 3, 3.5, 4]
     assert all(row["ratio"] < 1.25 for row in library)
     shapes = [row for row in rows if row["part"] == "shapes" and row["points"] == 2]
     cost = {(row["dim"], row["step_bits"], row["window_bits"], row["lag"]): row for row in shapes}

@@ -13,6 +13,10 @@
 // around: the symbols of a block of kOverlapBlock columns (the last block of a row is what is left)
 // form a ring, so that blocks do not depend on each other and no bits are spent on a beginning.
 //
+// A code may have a further bit for each weight beside the trellis, which takes a step: the weight
+// is `spread` above the sum of its points or below it. In the stream these bits follow each symbol,
+// first weight lowest, and windows are then whole symbols.
+//
 // A trellis code (Marcellin and Fischer, IEEE Trans. Commun. 38, 1990): group i depends on the
 // word_bits() bits up to and with symbol i, the oldest ones being of the last term's window, and of
 // these all but the newest symbol are the state. What is new is the table: not one point for each
@@ -44,6 +48,10 @@ struct OverlapTrellis {
   int window_bits;  // of a window, step_bits at least
   int lag;          // groups from a window's own group to the other that it has a point for
   int terms = 2;    // points of a window
+  bool spread = false;
+
+  // Of a symbol in the stream, with the further bits of its weights.
+  PVQ_ALWAYS constexpr int stored_bits() const { return step_bits + (spread ? dim : 0); }
 
   PVQ_ALWAYS int reach() const { return lag * step_bits; }
   PVQ_ALWAYS int word_bits() const { return window_bits + (terms - 1) * reach(); }
@@ -59,13 +67,20 @@ struct OverlapTrellis {
 // 32 bits; bytes are such that none of them carries into the next.
 constexpr uint32_t kOverlapFactor = 16;
 
+// With a spread a first point is a byte less 60, and the second one kSpreadFactor times the byte's
+// lower three bits, less 44.
+constexpr uint32_t kSpreadMask = 0x07070707, kSpreadFactor = 12;
+constexpr int kSpread = 24;
+
 // The trellises of the library's codes, by the bits of two weights: 4 to 8.
 struct OverlapShape {
   int dim, step_bits, window_bits, lag;
+  bool spread = false;
 };
 PVQ_HD constexpr OverlapShape overlap_shape(int pair_bits) {
   return pair_bits == 4   ? OverlapShape{4, 8, 9, 1}
          : pair_bits == 5 ? OverlapShape{2, 5, 8, 2}
+         : pair_bits == 6 ? OverlapShape{4, 8, 8, 1, true}
                           : OverlapShape{2, pair_bits, 9, 1};
 }
 

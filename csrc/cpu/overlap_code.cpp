@@ -25,7 +25,7 @@ const OverlapDecoder& overlap_decoder() {
 OverlapWindows overlap_windows(const OverlapTrellis& trellis) {
   OverlapWindows windows;
   for (int i = 0; i < 8; ++i) {
-    const int bit = 16 + trellis.step_bits * (i + 1) - trellis.window_bits;
+    const int bit = 16 + trellis.stored_bits() * i + trellis.step_bits - trellis.window_bits;
     for (int b = 0; b < 4; ++b) windows.byte[4 * i + b] = uint8_t(bit / 8 + b);
     windows.shift[i] = uint32_t(bit % 8);
   }
@@ -49,7 +49,8 @@ void decode_overlap(const OverlapView& code, int64_t row, int64_t c0, int64_t c1
       for (int i = 0; i < kStreamBefore; ++i)
         stream[i] = ring[(kStreamBefore * bytes - kStreamBefore + i) % bytes];
     int8_t whole[kOverlapBlock];
-    decoder.decode(t, code.windows, code.table, stream + kStreamBefore, int(width) / t.dim, whole);
+    decoder.decode(t, code.windows, code.table, code.spread, stream + kStreamBefore,
+                   int(width) / t.dim, whole);
     std::memcpy(y + (begin - c0), whole + (begin - block), size_t(end - begin));
   }
 }

@@ -14,11 +14,12 @@ namespace pvq {
 // Whether codes of this trellis are decoded: of such groups, of which kOverlapStep columns are
 // whole bytes.
 PVQ_HD constexpr bool overlap_decodes(const OverlapTrellis& t) {
-  return t.dim == 2 || (t.dim == 4 && t.step_bits % 2 == 0);
+  return t.spread ? t.dim == 4 && t.step_bits == 8 && t.window_bits == 8
+                  : t.dim == 2 || (t.dim == 4 && t.step_bits % 2 == 0);
 }
 
 PVQ_HD constexpr int64_t overlap_row_bytes(const OverlapTrellis& t, int64_t cols) {
-  return cols / t.dim * t.step_bits / 8;
+  return cols / t.dim * t.stored_bits() / 8;
 }
 
 struct OverlapView {
@@ -27,6 +28,7 @@ struct OverlapView {
   const int8_t* table;        // [trellis.rows()][2][trellis.dim]
   int64_t rows, cols;         // cols is a multiple of kOverlapStep
   OverlapTrellis trellis;
+  int spread;              // 0 without one
   OverlapWindows windows;  // of the trellis
 
   int64_t row_bytes() const { return overlap_row_bytes(trellis, cols); }

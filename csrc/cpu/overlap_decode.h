@@ -13,8 +13,8 @@ constexpr int kMostBlockGroups = kOverlapBlock / 2;  // of a block, where they a
 constexpr int kStreamBefore = 32, kStreamAfter = 32;
 
 // Where the windows of eight groups lie in the bytes around their symbols, for byte shuffles within
-// 16 bytes: window i ends with symbol i, so that its lowest bit is 16 + step_bits * (i + 1) -
-// window_bits counted from two bytes before the first symbol. All bits are then below 80.
+// 16 bytes: window i ends with symbol i, so that its lowest bit is 16 + stored_bits * i + step_bits
+// - window_bits counted from two bytes before the first symbol. All bits are then below 112.
 struct OverlapWindows {
   alignas(32) uint8_t byte[32];   // the four bytes of each window, as an int32, low first
   alignas(32) uint32_t shift[8];  // down, to the window's lowest bit
@@ -26,7 +26,7 @@ struct OverlapDecoder {
   // y [dim * groups] = the integers of the symbols at `stream`; dim is 2 or 4, dim * groups a
   // multiple of 16, kOverlapBlock at most, and y has room for that. `table` is [rows][2][dim].
   void (*decode)(const OverlapTrellis& trellis, const OverlapWindows& windows, const int8_t* table,
-                 const uint8_t* stream, int groups, int8_t* y);
+                 int spread, const uint8_t* stream, int groups, int8_t* y);
   // sum[t][l] += a part of sum over c of y[c] * x[t * stride + c], c < count: all 16 parts together
   // are all of it. count is a multiple of 16.
   void (*dot)(const int8_t* y, int count, const float* x, int64_t stride, int tokens,

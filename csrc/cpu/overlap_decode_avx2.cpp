@@ -15,7 +15,7 @@ namespace {
 struct Windows {
   __m256i bytes, shift, mask;
   const uint8_t* stream;
-  int step_bits;
+  int stored_bits;
 
   [[gnu::always_inline]] inline Windows(const pvq::OverlapTrellis& t, const pvq::OverlapWindows& w,
                                         const uint8_t* from)
@@ -23,13 +23,17 @@ struct Windows {
         shift(load(w.shift)),
         mask(_mm256_set1_epi32((1 << t.window_bits) - 1)),
         stream(from),
-        step_bits(t.step_bits) {}
+        stored_bits(t.stored_bits()) {}
 
-  [[gnu::always_inline]] inline __m256i operator()(int i) const {
-    const uint8_t* from = stream + i / 8 * step_bits - 2;
+  // With what comes above them in the stream.
+  [[gnu::always_inline]] inline __m256i unmasked(int i) const {
+    const uint8_t* from = stream + i / 8 * stored_bits - 2;
     const __m256i word =
         _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
-    return _mm256_and_si256(_mm256_srlv_epi32(_mm256_shuffle_epi8(word, bytes), shift), mask);
+    return _mm256_srlv_epi32(_mm256_shuffle_epi8(word, bytes), shift);
+  }
+  [[gnu::always_inline]] inline __m256i operator()(int i) const {
+    return _mm256_and_si256(unmasked(i), mask);
   }
 };
 
@@ -72,13 +76,30 @@ void decode_quads(const Windows& window, int lag, const long long* table, int gr
   }
 }
 
+// Adds the spread or takes it off, by the four bits behind each symbol: a product spreads them over
+// four bytes.
+void add_spread(const Windows& window, int spread, int groups, int8_t* y) {
+  for (int i = 0; i < groups; i += 8) {
+    const __m256i bits =
+        _mm256_and_si256(_mm256_srli_epi32(window.unmasked(i), 8), _mm256_set1_epi32(15));
+    const __m256i ones = _mm256_and_si256(_mm256_mullo_epi32(bits, _mm256_set1_epi32(0x00204081)),
+                                          _mm256_set1_epi32(0x01010101));
+    const __m256i step = _mm256_sub_epi8(_mm256_mullo_epi32(ones, _mm256_set1_epi32(2 * spread)),
+                                         _mm256_set1_epi8(char(spread)));
+    alignas(32) int8_t steps[32];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(steps), step);
+    for (int k = 0; k < 4 * (groups - i < 8 ? groups - i : 8); ++k) y[4 * i + k] += steps[k];
+  }
+}
+
 void decode(const pvq::OverlapTrellis& t, const pvq::OverlapWindows& windows, const int8_t* table,
-            const uint8_t* stream, int groups, int8_t* y) {
+            int spread, const uint8_t* stream, int groups, int8_t* y) {
   const Windows window(t, windows, stream);
   if (t.dim == 2)
     decode_pairs(window, t.lag, reinterpret_cast<const int*>(table), groups, y);
   else
     decode_quads(window, t.lag, reinterpret_cast<const long long*>(table), groups, y);
+  if (t.spread) add_spread(window, spread, groups, y);
 }
 
 void dot(const int8_t* y, int count, const float* x, int64_t stride, int tokens, float (*sum)[16]) {

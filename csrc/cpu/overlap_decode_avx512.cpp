@@ -19,7 +19,7 @@ namespace {
 
 // Sixteen groups of two weights at a time.
 void decode_pairs(const pvq::OverlapTrellis& t, __m256i bytes8, __m256i shift8, const int8_t* table,
-                  const uint8_t* stream, int groups, int8_t* y) {
+                  int, const uint8_t* stream, int groups, int8_t* y) {
   const __m512i bytes = both(bytes8), shift = both(shift8);
   const __m512i mask = _mm512_set1_epi32((1 << t.window_bits) - 1);
   // Of 16 entries and the 16 before, those `lag` places back.
@@ -45,32 +45,40 @@ void decode_pairs(const pvq::OverlapTrellis& t, __m256i bytes8, __m256i shift8, 
 
 // Eight groups of four weights at a time.
 void decode_quads(const pvq::OverlapTrellis& t, __m256i bytes, __m256i shift, const int8_t* table,
-                  const uint8_t* stream, int groups, int8_t* y) {
+                  int spread, const uint8_t* stream, int groups, int8_t* y) {
   const __m256i mask = _mm256_set1_epi32((1 << t.window_bits) - 1);
   // Of 8 entries and the 8 before, those `lag` places back.
   const __m512i back =
       _mm512_add_epi64(_mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7), _mm512_set1_epi64(8 - t.lag));
   __m512i before = _mm512_setzero_si512();
   for (int i = -8; i < groups; i += 8) {
-    const __m256i word = twice(stream + i / 8 * t.step_bits - 2);
-    const __m256i window =
-        _mm256_and_si256(_mm256_srlv_epi32(_mm256_shuffle_epi8(word, bytes), shift), mask);
-    const __m512i entry = _mm512_i32gather_epi64(window, table, 8);
+    const __m256i word = twice(stream + i / 8 * t.stored_bits() - 2);
+    const __m256i bits = _mm256_srlv_epi32(_mm256_shuffle_epi8(word, bytes), shift);
+    const __m512i entry = _mm512_i32gather_epi64(_mm256_and_si256(bits, mask), table, 8);
     if (i >= 0) {
       const __m512i other = _mm512_permutex2var_epi64(before, back, entry);
       const __m512i sum = _mm512_add_epi8(entry, _mm512_srli_epi64(other, 32));
-      _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + 4 * i), _mm512_cvtepi64_epi32(sum));
+      __m256i four = _mm512_cvtepi64_epi32(sum);
+      if (t.spread) {  // a product spreads the four bits behind a symbol over four bytes
+        const __m256i behind = _mm256_and_si256(_mm256_srli_epi32(bits, 8), _mm256_set1_epi32(15));
+        const __m256i ones =
+            _mm256_and_si256(_mm256_mullo_epi32(behind, _mm256_set1_epi32(0x00204081)),
+                             _mm256_set1_epi32(0x01010101));
+        const __m256i up = _mm256_mullo_epi32(ones, _mm256_set1_epi32(2 * spread));
+        four = _mm256_add_epi8(four, _mm256_sub_epi8(up, _mm256_set1_epi8(char(spread))));
+      }
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(y + 4 * i), four);
     }
     before = entry;
   }
 }
 
 void decode(const pvq::OverlapTrellis& t, const pvq::OverlapWindows& windows, const int8_t* table,
-            const uint8_t* stream, int groups, int8_t* y) {
+            int spread, const uint8_t* stream, int groups, int8_t* y) {
   const __m256i bytes = _mm256_load_si256(reinterpret_cast<const __m256i*>(windows.byte));
   const __m256i shift = _mm256_load_si256(reinterpret_cast<const __m256i*>(windows.shift));
   const auto decode_groups = t.dim == 2 ? decode_pairs : decode_quads;
-  decode_groups(t, bytes, shift, table, stream, groups, y);
+  decode_groups(t, bytes, shift, table, spread, stream, groups, y);
 }
 
 void dot(const int8_t* y, int count, const float* x, int64_t stride, int tokens, float (*sum)[16]) {

@@ -16,6 +16,11 @@ struct OverlapKernels {
   void (*step)(const OverlapTrellis& trellis, const float* table, const float* weight,
                const float* cross, const float* x, const float* before, float* after,
                float* scratch);
+  // The same where each weight may be `spread` above or below the sum of its points. `scratch` is
+  // [symbols][dim][16].
+  void (*spread_step)(const OverlapTrellis& trellis, float spread, const float* table,
+                      const float* weight, const float* x, const float* before, float* after,
+                      float* scratch);
 };
 
 // The table of the instruction set in use (isa.h); all give the same bits.

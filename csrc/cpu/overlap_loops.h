@@ -82,3 +82,46 @@ void step(const pvq::OverlapTrellis& t, const float* table, const float* weight,
       }
     }
 }
+
+// Sums are over the weights in order, fused: each adds (weight u) u with u = |x - T1 - T0| -
+// spread.
+void spread_step(const pvq::OverlapTrellis& t, float spread, const float* table,
+                 const float* weight, const float* x, const float* before, float* after,
+                 float* scratch) {
+  const int symbols = t.symbols(), kept = t.state_bits() - t.step_bits, dim = t.dim;
+  for (int k = 0; k < 1 << kept; ++k)
+    for (int part = 0; part < kLanes; part += kWidth) {
+      for (int o = 0; o < symbols; ++o)
+        for (int d = 0; d < dim; ++d) {
+          const int window = (k << t.step_bits | o) & (t.rows() - 1);
+          store(scratch + (o * dim + d) * kWidth,
+                load(x + d * kLanes + part) - table[(dim + d) * t.rows() + window]);
+        }
+      const float* from = before + (int64_t(k) << t.step_bits) * kLanes + part;
+      for (int h = 0; h < symbols; h += kTogether) {
+        Float best[kTogether];
+        int own[kTogether];
+        for (int j = 0; j < kTogether; ++j)
+          own[j] = ((h + j) << kept | k) << t.step_bits >> t.reach();
+        for (int o = 0; o < symbols; ++o) {
+          const Float path = load(from + int64_t(o) * kLanes);
+          Float cost[kTogether];
+#pragma GCC unroll 4
+          for (int j = 0; j < kTogether; ++j) cost[j] = path;
+          for (int d = 0; d < dim; ++d) {
+            const Float rest = load(scratch + (o * dim + d) * kWidth);
+#pragma GCC unroll 4
+            for (int j = 0; j < kTogether; ++j) {
+              const Float u = absolute(rest - table[d * t.rows() + own[j]]) - spread;
+              cost[j] = multiply_add(weight[d] * u, u, cost[j]);
+            }
+          }
+#pragma GCC unroll 4
+          for (int j = 0; j < kTogether; ++j)
+            best[j] = o == 0 ? cost[j] : minimum(cost[j], best[j]);
+        }
+        for (int j = 0; j < kTogether; ++j)
+          store(after + int64_t((h + j) << kept | k) * kLanes + part, best[j]);
+      }
+    }
+}

@@ -1,6 +1,7 @@
 #include "cpu/overlap_search.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "cpu/isa.h"
@@ -27,15 +28,17 @@ const OverlapKernels& overlap_kernels() {
   return overlap_kernels_portable;
 }
 
-OverlapSearch::OverlapSearch(const OverlapTrellis& trellis, const float* table, const float* weight,
-                             int64_t groups)
+OverlapSearch::OverlapSearch(const OverlapTrellis& trellis, const float* table, float spread,
+                             const float* weight, int64_t groups)
     : trellis_(trellis),
       kernels_(overlap_kernels()),
+      spread_(spread),
       groups_(groups),
       table_(2 * trellis.dim * trellis.rows()),
       weight_(groups * trellis.dim, 1.0f),
-      cross_(int64_t{1} << cross_bits(trellis)),
-      scratch_(2 * trellis.rows() * kOverlapLanes),
+      cross_(trellis.spread ? 0 : int64_t{1} << cross_bits(trellis)),
+      scratch_((trellis.spread ? trellis.symbols() * trellis.dim : 2 * trellis.rows()) *
+               kOverlapLanes),
       longest_(std::max<int64_t>(groups, 2 * kOverlapSeam)),
       input_(longest_ * trellis.dim * kOverlapLanes),
       costs_(make_buffer<float>((longest_ + 1) * trellis.states() * kOverlapLanes)),
@@ -55,6 +58,17 @@ const float* OverlapSearch::cross_of(int64_t group) {
   return cross_.data();
 }
 
+float OverlapSearch::spread_cost(float cost, int64_t i, int lane, const float* weight, int a,
+                                 int b) const {
+  const int dim = trellis_.dim, rows = trellis_.rows();
+  for (int d = 0; d < dim; ++d) {
+    const float rest = input_[(i * dim + d) * kOverlapLanes + lane] - table_[(dim + d) * rows + b];
+    const float u = std::abs(rest - table_[d * rows + a]) - spread_;
+    cost = std::fma(weight[d] * u, u, cost);
+  }
+  return cost;
+}
+
 void OverlapSearch::search(const float* const* x, int lanes, int64_t from, int64_t count,
                            int* start, const int* end, float* cost) {
   const int dim = trellis_.dim, states = trellis_.states(), symbols = trellis_.symbols();
@@ -70,9 +84,16 @@ void OverlapSearch::search(const float* const* x, int lanes, int64_t from, int64
       begin[state * kOverlapLanes] = only == kFreeState || only == state ? 0.0f : kInfinity;
   }
   const auto group = [&](int64_t i) { return (from + i) % groups_; };
-  for (int64_t i = 0; i < count; ++i)
-    kernels_.step(trellis_, table_.data(), weight_.data() + group(i) * dim, cross_of(group(i)),
-                  input_.data() + i * dim * kOverlapLanes, costs(i), costs(i + 1), scratch_.data());
+  for (int64_t i = 0; i < count; ++i) {
+    const float* weight = weight_.data() + group(i) * dim;
+    const float* target = input_.data() + i * dim * kOverlapLanes;
+    if (trellis_.spread)
+      kernels_.spread_step(trellis_, spread_, table_.data(), weight, target, costs(i), costs(i + 1),
+                           scratch_.data());
+    else
+      kernels_.step(trellis_, table_.data(), weight, cross_of(group(i)), target, costs(i),
+                    costs(i + 1), scratch_.data());
+  }
 
   std::vector<int> state(lanes);
   for (int lane = 0; lane < lanes; ++lane) {
@@ -88,22 +109,25 @@ void OverlapSearch::search(const float* const* x, int lanes, int64_t from, int64
   // The way back: the comparisons that `step` made, for one state each.
   const int mask = (1 << (trellis_.state_bits() - trellis_.step_bits)) - 1;
   for (int64_t i = count - 1; i >= 0; --i) {
-    const float* between = cross_of(group(i));
+    const float* between = trellis_.spread ? nullptr : cross_of(group(i));
     const float* weight = weight_.data() + group(i) * dim;
     for (int lane = 0; lane < lanes; ++lane) {
       const int n = state[lane], before = (n & mask) << trellis_.step_bits;
-      const float* row = between + cross_offset(trellis_, n);
+      const float* row = between ? between + cross_offset(trellis_, n) : nullptr;
+      const int own = n << trellis_.step_bits >> trellis_.reach();
       const float* target = input_.data() + i * dim * kOverlapLanes + lane;
       float least = kInfinity;
       int best = 0;
       for (int o = 0; o < symbols; ++o) {
         const int window = (before | o) & (trellis_.rows() - 1);
         float second = 0;
-        for (int d = 0; d < dim; ++d) {
+        for (int d = 0; d < dim && row; ++d) {
           const float point = table_[(dim + d) * trellis_.rows() + window];
           second += weight[d] * point * (point - 2.0f * target[d * kOverlapLanes]);
         }
-        const float path = costs(i)[(before | o) * kOverlapLanes + lane] + second + row[o];
+        const float from = costs(i)[(before | o) * kOverlapLanes + lane];
+        const float path =
+            row ? from + second + row[o] : spread_cost(from, i, lane, weight, own, window);
         if (path < least) {
           least = path;
           best = o;

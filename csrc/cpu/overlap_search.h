@@ -10,6 +10,9 @@
 //
 // where cross is the same for all sequences. So a transition is one addition and one minimum for
 // sixteen sequences, and `first`, which depends on the next state only, comes after the minimum.
+// With a spread a weight's term is weight (|x - T0 - T1| - spread)^2, which is no such sum: a
+// transition is then some 5 dim operations more.
+//
 // The costs of all states are kept, and the way back finds each symbol by comparing again.
 #pragma once
 
@@ -23,9 +26,10 @@ namespace pvq {
 
 class OverlapSearch {
  public:
-  // table [rows][2][dim]. weight [groups * dim], one for each column, or null for ones.
-  OverlapSearch(const OverlapTrellis& trellis, const float* table, const float* weight,
-                int64_t groups);
+  // table [rows][2][dim]. weight [groups * dim], one for each column, or null for ones. spread: of
+  // trellises that have one.
+  OverlapSearch(const OverlapTrellis& trellis, const float* table, float spread,
+                const float* weight, int64_t groups);
 
   // The symbols [groups] of least cost for up to 16 sequences x[lane] [groups * dim], from the
   // state start[lane] to end[lane], kFreeState for any. Says in start where each began and in cost
@@ -42,10 +46,14 @@ class OverlapSearch {
   void search(const float* const* x, int lanes, int64_t from, int64_t count, int* start,
               const int* end, float* cost);
   const float* cross_of(int64_t group);
+  // `cost` and what a transition from window b to window a adds for sequence `lane` of group i of
+  // the input.
+  float spread_cost(float cost, int64_t i, int lane, const float* weight, int a, int b) const;
   float* costs(int64_t i) { return costs_.get() + i * trellis_.states() * kOverlapLanes; }
 
   const OverlapTrellis trellis_;
   const OverlapKernels& kernels_;
+  const float spread_;
   const int64_t groups_;
   std::vector<float> table_;   // [2][dim][rows]
   std::vector<float> weight_;  // [groups * dim]

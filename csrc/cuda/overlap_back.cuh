@@ -79,20 +79,26 @@ struct BackStep {
       x[d] = q.target_of(lane, group, d);
       weight[d] = q.weight_of(group, d);
     }
-    q.factors_of(q.own_window(state), weight, factor);
+    const int own = q.own_window(state);
+    q.factors_of(own, weight, factor);
+    float own_point[kDim];
+#pragma unroll
+    for (int d = 0; d < kDim; ++d) own_point[d] = q.own_points[own * kDim + d];
     Path best = {kInfinity, begin};
 #pragma unroll 4
     for (int o = begin; o < q.t.symbols(); o += step) {
       const int place = q.place_of_window((old << q.t.step_bits | o) & (q.t.rows() - 1));
-      float second = 0, point[kDim];
+      float second = 0, point[kDim], rest[kDim];
 #pragma unroll
       for (int d = 0; d < kDim; ++d) {
         point[d] = q.other_points[place * kDim + d];
         second += Quad<kDim>::second_term(weight[d], x[d], point[d]);
+        rest[d] = x[d] - point[d];
       }
       const float cost = before ? before[(low << q.t.step_bits | o) * kQuad + lane].cost
                                 : costs[old << q.t.step_bits | o].at[lane];
-      const float path = cost + second + Quad<kDim>::cross(factor, point);
+      const float path = q.t.spread ? q.template spread_cost<true>(cost, weight, rest, own_point)
+                                    : cost + second + Quad<kDim>::cross(factor, point);
       if (path < best.cost) best = {path, o};
     }
     return best;
@@ -106,7 +112,8 @@ struct BackStep {
 #pragma unroll
     for (int d = 0; d < kDim; ++d)
       first += Quad<kDim>::first_term(q.weight_of(group, d), q.target_of(lane, group, d), own[d]);
-    after[i] = {best.cost + first, before ? before[from * kQuad + lane].from : from};
+    after[i] = {q.t.spread ? best.cost : best.cost + first,
+                before ? before[from * kQuad + lane].from : from};
   }
 
   // `parts`: room for a path of each thread. Threads without a path of their own share one.

@@ -21,6 +21,8 @@
 // word, cut off at 32 bits, is the point of the next one (core/overlap.h), so that
 //
 //   E_i + 16 E_(i - 1) = y_i.
+// With a spread the factor is kSpreadFactor and the lower bits of the bytes alone count, and a word
+// more has a further bit of each weight: byte k has weight k of all groups, the first group lowest.
 #pragma once
 
 #include "core/overlap.h"
@@ -52,18 +54,19 @@ template <int kPairBits>
 struct OverlapChunk {
   static constexpr OverlapShape kShape = overlap_shape(kPairBits);
   static constexpr int kStep = kShape.step_bits, kWindow = kShape.window_bits, kLag = kShape.lag;
-  static constexpr bool kQuads = kShape.dim == 4;
+  static constexpr bool kQuads = kShape.dim == 4, kSpreads = kShape.spread;
   static_assert(kQuads ? kLag == 1 : kShape.dim == 2 && (kLag == 1 || kLag == 2));
   static constexpr TableFormat kFormat = TableFormat::overlapping(kPairBits);
   static constexpr int kBytes = kFormat.chunk_bytes(), kHeaderBytes = kFormat.header_bytes();
   static constexpr bool kHalfOdd = false, kBiased = true, kCrossed = kLag == 2;
 
-  static constexpr int kPairs = kPairBits / 2;    // of whole words
-  static constexpr bool kHalves = kPairBits % 2;  // half words behind them
-  static constexpr int kHalvesAt = 256 * kPairs;  // in the chunk
+  static constexpr int kPairs = kSpreads ? 2 : kPairBits / 2;  // of whole words
+  static constexpr bool kHalves = kPairBits % 2;               // half words behind them
+  static constexpr int kHalvesAt = 256 * kPairs;               // in the chunk
 
   // Of each row: what comes before the lane's symbols, newest bits on top, and its words.
   uint32_t word[2][1 + kPairs + kHalves];
+  uint32_t above[2];       // whether weights are above the sum of their points
   uint32_t late[2][kLag];  // words of the table of the last groups decoded
 
   template <class Read>
@@ -86,6 +89,10 @@ struct OverlapChunk {
     } else {
       set(0, read.pair(256 * (kLast - 1) + 16 * before + 8));
     }
+    if constexpr (kSpreads) {
+      const uint2 rows = read.pair(256 * kPairs + 8 * lane);
+      above[0] = rows.x, above[1] = rows.y;
+    }
   }
   __device__ __forceinline__ void load(uint32_t from, int lane) {
     load_with(SharedChunk{from}, lane);
@@ -107,7 +114,13 @@ struct OverlapChunk {
     constexpr int kFirst = 8 / kShape.dim * kPart;  // group
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
-      if constexpr (kQuads) {
+      if constexpr (kSpreads) {
+        const uint32_t e = entry<kFirst>(u, table), next = entry<kFirst + 1>(u, table);
+        a[u] = spread_weights<kFirst>(u, multiply_add(late[u][0] & kSpreadMask, kSpreadFactor, e));
+        a[2 + u] =
+            spread_weights<kFirst + 1>(u, multiply_add(e & kSpreadMask, kSpreadFactor, next));
+        late[u][0] = next;
+      } else if constexpr (kQuads) {
         const uint32_t e = entry<kFirst>(u, table), next = entry<kFirst + 1>(u, table);
         a[u] = e + kOverlapFactor * late[u][0];
         a[2 + u] = next + kOverlapFactor * e;
@@ -145,6 +158,14 @@ struct OverlapChunk {
  private:
   __device__ __forceinline__ void set(int i, uint2 rows) {
     word[0][i] = rows.x, word[1][i] = rows.y;
+  }
+  // A product with as much of twice the spread as a bit's place leaves.
+  template <int kGroup>
+  __device__ __forceinline__ uint32_t spread_weights(int u, uint32_t sum) const {
+    constexpr int kPlace = kGroup % 4;
+    static_assert(2 * kSpread % (1 << kPlace) == 0);
+    const uint32_t bits = (kGroup < 4 ? above[u] : above[u] >> 4) & (0x01010101u << kPlace);
+    return sum + bits * uint32_t(2 * kSpread >> kPlace);
   }
   static __device__ __forceinline__ uint32_t upper_lower(uint32_t first, uint32_t second) {
     return byte_permute(first, second, 0x5432);

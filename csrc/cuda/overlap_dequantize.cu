@@ -27,17 +27,19 @@ struct alignas(16) Octet {
 // The symbols of a block of columns, which close to a ring of whole bytes.
 struct Ring {
   const uint8_t* bytes;
-  int symbols, step_bits, window_bits;
+  int symbols, stored_bits, step_bits, window_bits;
 
-  // Window of symbol i, which may be below zero: the bits that end with it, the newest on top.
-  __device__ __forceinline__ int window(int i) const {
-    const int bits = symbols * step_bits, count = bits / 8;
-    int first = (i + 1) * step_bits - window_bits;
+  // Window of symbol i, which may be below zero: the bits that end with it, the newest on top. With
+  // a spread the bits of the symbol's weights are above that.
+  __device__ __forceinline__ int window(int i) const { return bits(i) & ((1 << window_bits) - 1); }
+  __device__ __forceinline__ int bits(int i) const {
+    const int bits = symbols * stored_bits, count = bits / 8;
+    int first = i * stored_bits + step_bits - window_bits;
     while (first < 0) first += bits;
     uint32_t word = 0;
 #pragma unroll
     for (int k = 0; k < 3; ++k) word |= uint32_t(__ldg(bytes + (first / 8 + k) % count)) << (8 * k);
-    return int(word >> (first % 8)) & ((1 << window_bits) - 1);
+    return int(word >> (first % 8));
   }
 };
 
@@ -56,7 +58,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t first = column / kOverlapBlock * kOverlapBlock;
     const int cols = int(min(int64_t(kOverlapBlock), code.cols - first));
     const Ring ring = {code.code + row * row_bytes + overlap_row_bytes(t, first), cols / kDim,
-                       t.step_bits, t.window_bits};
+                       t.stored_bits(), t.step_bits, t.window_bits};
     const int group = int(column - first) / kDim;
     const float scale = __uint_as_float(uint32_t(code.row_scale[row]) << 16);
     Octet<T> out;
@@ -66,7 +68,9 @@ __global__ void __launch_bounds__(kThreads)
       const int8_t* other = code.table + ring.window(group + g - t.lag) * (2 * kDim) + kDim;
 #pragma unroll
       for (int k = 0; k < kDim; ++k) {
-        const int y = int(__ldg(own + k)) + int(__ldg(other + k));
+        int y = int(__ldg(own + k)) + int(__ldg(other + k));
+        if (t.spread)
+          y += ring.bits(group + g) >> (t.window_bits + k) & 1 ? code.spread : -code.spread;
         out.value[g * kDim + k] = rounded<T>(scale * static_cast<float>(y));
       }
     }

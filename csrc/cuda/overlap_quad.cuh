@@ -102,6 +102,19 @@ struct Quad {
     for (int d = 1; d < kDim; ++d) sum += multiply(factor[d], point[d]);
     return sum;
   }
+  // With a spread: `cost` and what all weights add to it, given what the second point leaves of
+  // them. Without `kWeighted` the weights are ones, which change no bit.
+  template <bool kWeighted>
+  __device__ __forceinline__ float spread_cost(float cost, const float (&weight)[kDim],
+                                               const float (&rest)[kDim],
+                                               const float (&point)[kDim]) const {
+#pragma unroll
+    for (int d = 0; d < kDim; ++d) {
+      const float error = fabsf(rest[d] - point[d]) - plan.task.spread;
+      cost = __fmaf_rn(kWeighted ? multiply(weight[d], error) : error, error, cost);
+    }
+    return cost;
+  }
   __device__ __forceinline__ void factors_of(int window, const float (&weight)[kDim],
                                              float (&factor)[kDim]) const {
 #pragma unroll

@@ -51,7 +51,7 @@ __device__ __forceinline__ int anew(int number) {
   return number;
 }
 
-template <int kDim, int kTile, bool kSharedCosts>
+template <int kDim, int kTile, bool kSharedCosts, bool kSpreads>
 class QuadSearch {
   struct alignas(kDim % 4 == 0 ? 16 : kDim % 2 == 0 ? 8 : 4) Point {
     float at[kDim];
@@ -145,7 +145,7 @@ class QuadSearch {
     }
     int group = from;
     for (int time = 1; time <= count; ++time) {
-      own_costs(group);
+      if constexpr (!kSpreads) own_costs(group);
       __syncthreads();  // the costs before this group, and its own, are there
       const bool kept = time % q_.plan.stride == 0 && time >= keep && time < count;
       step(group, kept ? q_.history + int64_t(time / q_.plan.stride) * q_.t.states() : nullptr);
@@ -157,15 +157,35 @@ class QuadSearch {
   __device__ __forceinline__ void step(int group, Four* kept) const {
     const int old = anew(old_), next = anew(new_) << q_.old_bits() | old;  // of the states after it
     const int window = q_.own_window(next);                                // the first one's
+    Four least[kTile];
+#pragma unroll
+    for (int i = 0; i < kTile; ++i) least[i] = {kInfinity, kInfinity, kInfinity, kInfinity};
+    if constexpr (kSpreads) {
+      if (q_.plan.task.weight)
+        lower_spread<true>(group, old, window, least);
+      else
+        lower_spread<false>(group, old, window, least);
+    } else {
+      lower(group, old, window, least);
+    }
+    __syncthreads();  // all have read the costs before this group, and its own
+#pragma unroll
+    for (int i = 0; i < kTile; ++i) {
+      const int state = next + (i << q_.old_bits());
+      q_.costs[q_.place_of_state(state)] = least[i];
+      if (kept) kept[state] = least[i];
+    }
+  }
+
+  // The costs of the states with windows from `window` on, from all before them.
+  __device__ __forceinline__ void lower(int group, int old, int window,
+                                        Four (&least)[kTile]) const {
     float factor[kTile][kDim], weight[kDim];
 #pragma unroll
     for (int d = 0; d < kDim; ++d) weight[d] = q_.weight_of(group, d);
-    Four least[kTile];
 #pragma unroll
-    for (int i = 0; i < kTile; ++i) {
+    for (int i = 0; i < kTile; ++i)
       q_.factors_of(window + (i << q_.rest_bits()), weight, factor[i]);
-      least[i] = {kInfinity, kInfinity, kInfinity, kInfinity};
-    }
     const Four* before = q_.costs + q_.place_of_state(old << q_.t.step_bits);
     const int rest = old & ((1 << q_.rest_bits()) - 1);
     const Four* second = q_.second + rest;
@@ -194,12 +214,42 @@ class QuadSearch {
 #pragma unroll
       for (int lane = 0; lane < kQuad; ++lane) least[i].at[lane] += first.at[lane];
     }
-    __syncthreads();  // all have read the costs before this group, and its own
+  }
+
+  // The same with a spread, where no part of the costs is that of one state.
+  template <bool kWeighted>
+  __device__ __forceinline__ void lower_spread(int group, int old, int window,
+                                               Four (&least)[kTile]) const {
+    float x[kQuad][kDim], own[kTile][kDim], weight[kDim];
 #pragma unroll
-    for (int i = 0; i < kTile; ++i) {
-      const int state = next + (i << q_.old_bits());
-      q_.costs[q_.place_of_state(state)] = least[i];
-      if (kept) kept[state] = least[i];
+    for (int d = 0; d < kDim; ++d) {
+      weight[d] = q_.weight_of(group, d);
+#pragma unroll
+      for (int lane = 0; lane < kQuad; ++lane) x[lane][d] = q_.target_of(lane, group, d);
+#pragma unroll
+      for (int i = 0; i < kTile; ++i)
+        own[i][d] = q_.own_points[(window + (i << q_.rest_bits())) * kDim + d];
+    }
+    const Four* before = q_.costs + q_.place_of_state(old << q_.t.step_bits);
+    const int rest = old & ((1 << q_.rest_bits()) - 1);
+    const Point* other = reinterpret_cast<const Point*>(q_.other_points) + rest;
+    const Four* const end = before + q_.t.symbols();
+#pragma unroll 1
+    for (; before != end; ++before, other += 1 << q_.rest_bits()) {
+      const Four path = *before;
+      const Point point = *other;
+#pragma unroll
+      for (int lane = 0; lane < kQuad; ++lane) {
+        float left[kDim];
+#pragma unroll
+        for (int d = 0; d < kDim; ++d) left[d] = x[lane][d] - point.at[d];
+#pragma unroll
+        for (int i = 0; i < kTile; ++i) {
+          const float path_here =
+              q_.template spread_cost<kWeighted>(path.at[lane], weight, left, own[i]);
+          least[i].at[lane] = fminf(path_here, least[i].at[lane]);
+        }
+      }
     }
   }
 
@@ -207,12 +257,12 @@ class QuadSearch {
   int old_, new_;
 };
 
-template <int kDim, int kTile, bool kSharedCosts>
+template <int kDim, int kTile, bool kSharedCosts, bool kSpreads>
 __global__ void __launch_bounds__(kMostSearchThreads)
     overlap_search_kernel(const __grid_constant__ OverlapSearchPlan plan) {
   wait_for_previous_kernel();
   allow_next_kernel();
-  QuadSearch<kDim, kTile, kSharedCosts> search(plan);
+  QuadSearch<kDim, kTile, kSharedCosts, kSpreads> search(plan);
   search.load_table();
   __syncthreads();
   const int64_t quads = (plan.task.rows + kQuad - 1) / kQuad;
@@ -222,9 +272,9 @@ __global__ void __launch_bounds__(kMostSearchThreads)
     search.search(first + int(threadIdx.x) / plan.quad_threads);
 }
 
-template <int kDim, int kTile, bool kSharedCosts = true>
+template <int kDim, int kTile, bool kSharedCosts = true, bool kSpreads = false>
 cudaError_t launch_search(const OverlapSearchPlan& plan, cudaStream_t stream) {
-  return launch_overlapped(overlap_search_kernel<kDim, kTile, kSharedCosts>,
+  return launch_overlapped(overlap_search_kernel<kDim, kTile, kSharedCosts, kSpreads>,
                            dim3(unsigned(plan.blocks)), plan.quads * plan.quad_threads,
                            size_t(plan.shared_bytes), stream, plan);
 }

@@ -14,6 +14,7 @@ struct OverlapSearchTask {
   OverlapTrellis trellis;
   const float* x;        // [rows, groups * dim], groups > 0
   const float* table;    // [trellis.rows()][2][dim]
+  float spread;          // of trellises that have one
   const float* weight;   // [groups * dim], or null for ones
   const int32_t* start;  // [rows], or null for any
   const int32_t* end;    // the same

@@ -30,6 +30,13 @@ __device__ __forceinline__ uint2 multiply_wide(uint32_t a, uint32_t b) {
   return r;
 }
 
+// a b + c: one instruction, also where the compiler knows a mask of a and would shift it first.
+__device__ __forceinline__ uint32_t multiply_add(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t r;
+  asm("mad.lo.u32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
+  return r;
+}
+
 // Each byte becomes 0xFF if its top bit is set, else 0.
 __device__ __forceinline__ uint32_t byte_signs(uint32_t word) {
   return byte_permute(word, 0, 0xBA98);

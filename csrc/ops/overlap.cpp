@@ -16,14 +16,14 @@ constexpr int kMaxWindowBits = 12;
 constexpr int kMaxSearchDim = 8;
 
 OverlapTrellis checked_trellis(const char* op, const Tensor& table, int64_t step_bits, int64_t lag,
-                               int64_t most_terms) {
+                               bool spread, int64_t most_terms) {
   check_range(op, "step_bits", step_bits, 2, 8);
   check_range(op, "lag", lag, 1, kMaxOverlapLag);
   check_rank(op, "table", table, 3);
   int window_bits = 0;
   while (window_bits < kMaxWindowBits && int64_t{1} << window_bits < table.size(0)) ++window_bits;
-  const OverlapTrellis t{int(table.size(2)), int(step_bits), window_bits, int(lag),
-                         int(table.size(1))};
+  const OverlapTrellis t{int(table.size(2)), int(step_bits),     window_bits,
+                         int(lag),           int(table.size(1)), spread};
   PVQ_CHECK(table.size(0) == t.rows() && window_bits >= step_bits && t.terms >= 2 &&
                 t.terms <= most_terms && t.dim >= 1 && t.dim <= kMaxSearchDim,
             "pvq::", op, ": table has shape ", shape_name(table), ", expected [2^n, ",
@@ -32,16 +32,23 @@ OverlapTrellis checked_trellis(const char* op, const Tensor& table, int64_t step
   PVQ_CHECK(t.state_bits() <= kMaxStateBits, "pvq::", op, ": a state has ", t.state_bits(),
             " bits (window bits + ((terms - 1) * lag - 1) * step_bits), expected ", kMaxStateBits,
             " at most");
+  PVQ_CHECK(!spread || (t.terms == 2 && window_bits == step_bits), "pvq::", op,
+            ": spread with a table of shape ", shape_name(table),
+            ", expected [2^step_bits, 2, dim]");
   return t;
 }
 
 StoredOverlap checked_overlap(const char* op, const Tensor& code, const Tensor& row_scale,
-                              const Tensor& table, int64_t step_bits, int64_t lag, int64_t cols) {
+                              const Tensor& table, int64_t step_bits, int64_t lag, int64_t spread,
+                              int64_t cols) {
   check_dtype(op, "table", table, {ScalarType::Char});
-  const OverlapTrellis trellis = checked_trellis(op, table, step_bits, lag);
-  PVQ_CHECK(overlap_decodes(trellis), "pvq::", op, ": table has shape ", shape_name(table),
-            " with step_bits = ", step_bits,
-            ", expected groups (the last dimension) of 2 weights, or of 4 with even step_bits");
+  check_range(op, "spread", spread, 0, 127);
+  const OverlapTrellis trellis = checked_trellis(op, table, step_bits, lag, spread > 0);
+  PVQ_CHECK(
+      overlap_decodes(trellis), "pvq::", op, ": table has shape ", shape_name(table),
+      " with step_bits = ", step_bits,
+      ", expected groups (the last dimension) of 2 weights, or of 4 with even step_bits, and of "
+      "4 with step_bits = 8 and 256 windows with a spread");
   PVQ_CHECK(cols >= 0 && cols % kOverlapStep == 0, "pvq::", op, ": cols is ", cols,
             ", expected a multiple of ", kOverlapStep);
   check_dtype(op, "code", code, {ScalarType::Byte});
@@ -58,6 +65,7 @@ StoredOverlap checked_overlap(const char* op, const Tensor& code, const Tensor& 
                  rows,
                  cols,
                  trellis,
+                 int(spread),
                  overlap_windows(trellis)};
   return stored;
 }
@@ -65,27 +73,29 @@ StoredOverlap checked_overlap(const char* op, const Tensor& code, const Tensor& 
 namespace {
 
 Tensor overlap_dequantize_cpu(const Tensor& code, const Tensor& row_scale, const Tensor& table,
-                              int64_t step_bits, int64_t lag, int64_t cols, ScalarType dtype,
-                              int64_t block, int64_t seed) {
+                              int64_t step_bits, int64_t lag, int64_t spread, int64_t cols,
+                              ScalarType dtype, int64_t block, int64_t seed) {
   constexpr const char* op = "overlap_dequantize";
-  const StoredOverlap stored = checked_overlap(op, code, row_scale, table, step_bits, lag, cols);
+  const StoredOverlap stored =
+      checked_overlap(op, code, row_scale, table, step_bits, lag, spread, cols);
   return dequantize_whole(op, stored, dtype, {block, seed}, dequantize_overlap);
 }
 
 Tensor overlap_matmul_cpu(const Tensor& x, const Tensor& code, const Tensor& row_scale,
-                          const Tensor& table, int64_t step_bits, int64_t lag, int64_t block,
-                          int64_t seed) {
+                          const Tensor& table, int64_t step_bits, int64_t lag, int64_t spread,
+                          int64_t block, int64_t seed) {
   constexpr const char* op = "overlap_matmul";
   const StoredOverlap stored =
-      checked_overlap(op, code, row_scale, table, step_bits, lag, columns_of(op, x));
+      checked_overlap(op, code, row_scale, table, step_bits, lag, spread, columns_of(op, x));
   return multiply_whole<OverlapTiles>(op, x, stored, {block, seed});
 }
 
 Tensor overlap_matmul_transposed_cpu(const Tensor& g, const Tensor& code, const Tensor& row_scale,
                                      const Tensor& table, int64_t step_bits, int64_t lag,
-                                     int64_t cols, int64_t block, int64_t seed) {
+                                     int64_t spread, int64_t cols, int64_t block, int64_t seed) {
   constexpr const char* op = "overlap_matmul_transposed";
-  const StoredOverlap stored = checked_overlap(op, code, row_scale, table, step_bits, lag, cols);
+  const StoredOverlap stored =
+      checked_overlap(op, code, row_scale, table, step_bits, lag, spread, cols);
   return multiply_whole_transposed<OverlapTiles>(op, g, stored, {block, seed});
 }
 

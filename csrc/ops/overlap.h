@@ -9,7 +9,7 @@ namespace pvq::ops {
 // What `table` [rows, terms, dim], of two terms to `most_terms`, and the numbers say; `table` is of
 // the dtype that the operator takes.
 OverlapTrellis checked_trellis(const char* op, const Tensor& table, int64_t step_bits, int64_t lag,
-                               int64_t most_terms = 2);
+                               bool spread, int64_t most_terms = 2);
 
 // The stored form, contiguous (copied if need be), with the tensors that keep its memory alive.
 struct StoredOverlap {
@@ -18,6 +18,7 @@ struct StoredOverlap {
 };
 
 StoredOverlap checked_overlap(const char* op, const Tensor& code, const Tensor& row_scale,
-                              const Tensor& table, int64_t step_bits, int64_t lag, int64_t cols);
+                              const Tensor& table, int64_t step_bits, int64_t lag, int64_t spread,
+                              int64_t cols);
 
 }  // namespace pvq::ops

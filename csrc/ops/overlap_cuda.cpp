@@ -13,27 +13,29 @@ CodeOnCuda<OverlapView> on_cuda(const char* op, const StoredOverlap& stored) {
 }
 
 Tensor overlap_dequantize(const Tensor& code, const Tensor& row_scale, const Tensor& table,
-                          int64_t step_bits, int64_t lag, int64_t cols, ScalarType dtype,
-                          int64_t block, int64_t seed) {
+                          int64_t step_bits, int64_t lag, int64_t spread, int64_t cols,
+                          ScalarType dtype, int64_t block, int64_t seed) {
   constexpr const char* op = "overlap_dequantize";
-  const StoredOverlap stored = checked_overlap(op, code, row_scale, table, step_bits, lag, cols);
+  const StoredOverlap stored =
+      checked_overlap(op, code, row_scale, table, step_bits, lag, spread, cols);
   return on_cuda(op, stored).dequantize(dtype, {block, seed});
 }
 
 Tensor overlap_matmul(const Tensor& x, const Tensor& code, const Tensor& row_scale,
-                      const Tensor& table, int64_t step_bits, int64_t lag, int64_t block,
-                      int64_t seed) {
+                      const Tensor& table, int64_t step_bits, int64_t lag, int64_t spread,
+                      int64_t block, int64_t seed) {
   constexpr const char* op = "overlap_matmul";
   const StoredOverlap stored =
-      checked_overlap(op, code, row_scale, table, step_bits, lag, columns_of(op, x));
+      checked_overlap(op, code, row_scale, table, step_bits, lag, spread, columns_of(op, x));
   return on_cuda(op, stored).multiply(x, {block, seed});
 }
 
 Tensor overlap_matmul_transposed(const Tensor& g, const Tensor& code, const Tensor& row_scale,
-                                 const Tensor& table, int64_t step_bits, int64_t lag, int64_t cols,
-                                 int64_t block, int64_t seed) {
+                                 const Tensor& table, int64_t step_bits, int64_t lag,
+                                 int64_t spread, int64_t cols, int64_t block, int64_t seed) {
   constexpr const char* op = "overlap_matmul_transposed";
-  const StoredOverlap stored = checked_overlap(op, code, row_scale, table, step_bits, lag, cols);
+  const StoredOverlap stored =
+      checked_overlap(op, code, row_scale, table, step_bits, lag, spread, cols);
   return on_cuda(op, stored).multiply_transposed(g, {block, seed});
 }
 

@@ -3,6 +3,7 @@
 #include "ops/overlap_search.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "cpu/overlap_beam.h"
 #include "cpu/overlap_search.h"
@@ -42,12 +43,19 @@ const int32_t* states_in_range(const char* name, const std::optional<Tensor>& gi
 SearchArguments check_search(const Tensor& x, const Tensor& table, int64_t step_bits, int64_t lag,
                              const std::optional<Tensor>& weight,
                              const std::optional<Tensor>& start, const std::optional<Tensor>& end,
-                             bool ring, int64_t beam) {
+                             bool ring, int64_t beam, double spread) {
   check_dtype(kOp, "x", x, {ScalarType::Float});
   check_rank(kOp, "x", x, 2);
   check_dtype(kOp, "table", table, {ScalarType::Float});
   SearchArguments a;
-  a.trellis = checked_trellis(kOp, table, step_bits, lag, /*most_terms=*/3);
+  PVQ_CHECK(spread >= 0 && std::isfinite(spread), "pvq::", kOp, ": spread is ", spread,
+            ", expected a finite number from 0 on");
+  a.trellis = checked_trellis(kOp, table, step_bits, lag, spread > 0, /*most_terms=*/3);
+  a.spread = float(spread);
+  PVQ_CHECK(!(spread > 0) || a.trellis.dim == 4, "pvq::", kOp, ": table has shape ",
+            shape_name(table), ", expected groups (the last dimension) of 4 weights with a spread");
+  PVQ_CHECK(!(spread > 0) || beam == 0, "pvq::", kOp, ": beam is ", beam,
+            " with a spread, expected 0 (exact)");
   check_range(kOp, "beam", beam, 0, kMostBeam);
   a.beam = int(beam);
   if (beam == 0 && a.trellis.terms > 2) {
@@ -92,8 +100,9 @@ std::tuple<Tensor, Tensor, Tensor> overlap_search_cpu(const Tensor& x, const Ten
                                                       const std::optional<Tensor>& weight,
                                                       const std::optional<Tensor>& start,
                                                       const std::optional<Tensor>& end, bool ring,
-                                                      int64_t beam) {
-  SearchArguments a = check_search(x, table, step_bits, lag, weight, start, end, ring, beam);
+                                                      int64_t beam, double spread) {
+  SearchArguments a =
+      check_search(x, table, step_bits, lag, weight, start, end, ring, beam, spread);
   const int32_t* from = states_in_range("start", a.start, a.trellis.states());
   const int32_t* to = states_in_range("end", a.end, a.trellis.states());
   if (a.empty()) return a.results();
@@ -118,7 +127,7 @@ std::tuple<Tensor, Tensor, Tensor> overlap_search_cpu(const Tensor& x, const Ten
   }
   const int64_t bundles = (a.rows + kOverlapLanes - 1) / kOverlapLanes;
   parallel_for(0, bundles, 1, [&](int64_t first, int64_t last) {
-    OverlapSearch search(a.trellis, points, factors, a.groups);
+    OverlapSearch search(a.trellis, points, a.spread, factors, a.groups);
     for (int64_t r = first * kOverlapLanes; r < std::min(last * kOverlapLanes, a.rows);
          r += kOverlapLanes) {
       const int lanes = int(std::min<int64_t>(kOverlapLanes, a.rows - r));

@@ -14,6 +14,7 @@ struct SearchArguments {
   OverlapTrellis trellis;
   int64_t rows, cols, groups;
   bool ring;
+  float spread;
   int beam;  // paths that are kept; 0 for Viterbi's algorithm, with tables of two terms
   Tensor x, table;
   std::optional<Tensor> weight, start, end;
@@ -27,6 +28,6 @@ struct SearchArguments {
 SearchArguments check_search(const Tensor& x, const Tensor& table, int64_t step_bits, int64_t lag,
                              const std::optional<Tensor>& weight,
                              const std::optional<Tensor>& start, const std::optional<Tensor>& end,
-                             bool ring, int64_t beam);
+                             bool ring, int64_t beam, double spread);
 
 }  // namespace pvq::ops

@@ -23,10 +23,11 @@ std::tuple<Tensor, Tensor, Tensor> overlap_search(const Tensor& x, const Tensor&
                                                   const std::optional<Tensor>& weight,
                                                   const std::optional<Tensor>& start,
                                                   const std::optional<Tensor>& end, bool ring,
-                                                  int64_t beam) {
+                                                  int64_t beam, double spread) {
   constexpr const char* op = "overlap_search";
   const DeviceGuard guard(x.get_device_index());
-  const SearchArguments a = check_search(x, table, step_bits, lag, weight, start, end, ring, beam);
+  const SearchArguments a =
+      check_search(x, table, step_bits, lag, weight, start, end, ring, beam, spread);
   PVQ_CHECK(a.beam || overlap_search_supported(a.trellis), "pvq::", op, ": ", a.trellis.states(),
             " states of groups of ", a.trellis.dim,
             " are more than the GPU's exact search holds; pass a beam, or tensors on the CPU");
@@ -37,6 +38,7 @@ std::tuple<Tensor, Tensor, Tensor> overlap_search(const Tensor& x, const Tensor&
   task.trellis = a.trellis;
   task.x = a.x.const_data_ptr<float>();
   task.table = a.table.const_data_ptr<float>();
+  task.spread = a.spread;
   task.weight = a.factors();
   task.start = states_of(a.start);
   task.end = states_of(a.end);

@@ -80,17 +80,17 @@ STABLE_TORCH_LIBRARY(pvq, m) {
       " int pair_bits, int largest, ScalarType dtype) -> Tensor");
   m.def(
       "overlap_search(Tensor x, Tensor table, int step_bits, int lag, Tensor? weight=None,"
-      " Tensor? start=None, Tensor? end=None, bool ring=False, int beam=0)"
+      " Tensor? start=None, Tensor? end=None, bool ring=False, int beam=0, float spread=0)"
       " -> (Tensor symbol, Tensor start, Tensor cost)");
   m.def(
       "overlap_dequantize(Tensor code, Tensor row_scale, Tensor table, int step_bits, int lag,"
-      " int cols, ScalarType dtype, int block=0, int seed=0) -> Tensor");
+      " int spread, int cols, ScalarType dtype, int block=0, int seed=0) -> Tensor");
   m.def(
       "overlap_matmul(Tensor x, Tensor code, Tensor row_scale, Tensor table, int step_bits,"
-      " int lag, int block=0, int seed=0) -> Tensor");
+      " int lag, int spread, int block=0, int seed=0) -> Tensor");
   m.def(
       "overlap_matmul_transposed(Tensor g, Tensor code, Tensor row_scale, Tensor table,"
-      " int step_bits, int lag, int cols, int block=0, int seed=0) -> Tensor");
+      " int step_bits, int lag, int spread, int cols, int block=0, int seed=0) -> Tensor");
   m.def(
       "overlap_expand(Tensor fragments, Tensor row_scale, int pair_bits, ScalarType dtype)"
       " -> Tensor");

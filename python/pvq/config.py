@@ -15,8 +15,9 @@ from pvq.codes import Code
 from pvq.codes.registry import check_known, choices_of, make_code
 from pvq.rotation import default_block, supported_block
 
-# Of the stored form: raise it when an older pvq would decode a newer file wrongly.
-FORMAT_VERSION = 1
+# Of the stored form: raise it when an older pvq would decode a newer file wrongly. 2: other tables
+# of overlapping-pyramid codes from 3 bits on.
+FORMAT_VERSION = 2
 
 MAX_BLOCK = 1 << 16
 ROTATIONS = ("hadamard", "none")
@@ -216,7 +217,8 @@ class PVQConfig:
             ValueError: if a newer pvq wrote it, or a field is unknown or out of range.
         """
         values = dict(stored)
-        check_format_version(values.pop("format_version", FORMAT_VERSION))
+        version = values.pop("format_version", FORMAT_VERSION)
+        check_format_version(version)
         newer = "a newer pvq or another program wrote it"
         name = values.get("code", DEFAULT_CODE)
         try:
@@ -231,7 +233,23 @@ class PVQConfig:
                 f"the quantization config has fields this pvq does not know: {', '.join(unknown)}; "
                 f"{newer}"
             )
-        return cls(**values)
+        config = cls(**values)
+        check_code_version(config.code, version)
+        return config
+
+
+def check_code_version(code: Code, version: int) -> None:
+    """Refuses codes that an older pvq stored and this one would decode to something else.
+
+    Raises:
+        ValueError: if the meaning of ``code`` has changed since ``version``.
+    """
+    since = getattr(code, "since_version", 1)
+    if version < since:
+        raise ValueError(
+            f"this checkpoint has format_version {version}, and {code.describe()} has other tables "
+            f"since {since}: quantize the model again"
+        )
 
 
 def check_format_version(version: object) -> None:

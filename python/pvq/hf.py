@@ -16,7 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from pvq import _core
-from pvq.config import FORMAT_VERSION, PVQConfig, check_format_version
+from pvq.config import FORMAT_VERSION, PVQConfig, check_code_version, check_format_version
 from pvq.embedding import PVQEmbedding, PVQTiedHead
 from pvq.grouping import group_projections
 from pvq.integrity import checksum_metadata, read_headers, verify_checksums
@@ -63,7 +63,8 @@ class PVQQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
         **_: keys that other programs may add.
 
     Raises:
-        ValueError: if a newer pvq wrote it, or a field is missing or out of range.
+        ValueError: if a newer pvq wrote it, or an older one whose codes have changed, or a field
+            is missing or out of range.
     """
 
     def __init__(
@@ -88,7 +89,8 @@ class PVQQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.default = dict(default or {})
         self.layers = {name: dict(changes) for name, changes in (layers or {}).items()}
         self.tied = dict(tied or {})
-        self.layer_configs()
+        for config in self.layer_configs().values():
+            check_code_version(config.code, format_version)
 
     @classmethod
     def of_layers(

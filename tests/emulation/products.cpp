@@ -6,7 +6,7 @@
 //   products points COUNT DIM PULSES TYPE < x > y, amplitude, amplitude * y
 //   products table_points ROWS COLS TOKENS BITS DIM LARGEST PROCESSORS < operands > y
 //   products lapped_points ROWS COLS TOKENS PAIR_BITS DIM LARGEST PROCESSORS < operands > y
-//   products overlap ROWS COLS DIM STEP_BITS WINDOW_BITS LAG < codes > w
+//   products overlap ROWS COLS DIM STEP_BITS WINDOW_BITS LAG SPREAD < codes > w
 //   products index ROWS COLS TOKENS DIM PULSES GAIN_BITS BLOCK SEED PROCESSORS
 //       < levels, operands > y
 //   products index_expand ROWS COLS DIM PULSES GAIN_BITS < levels, fragments, row_scale > w
@@ -45,6 +45,8 @@ int expand_overlap(char** argv) {
   pvq::OverlapView code{};
   code.rows = std::atoi(argv[2]), code.cols = std::atoi(argv[3]);
   code.trellis = {std::atoi(argv[4]), std::atoi(argv[5]), std::atoi(argv[6]), std::atoi(argv[7])};
+  code.spread = std::atoi(argv[8]);
+  code.trellis.spread = code.spread > 0;
   const Memory codes = Memory::read(code.rows * code.row_bytes());
   const Memory row_scale = Memory::read(code.rows * 2);
   const Memory table = Memory::read(code.trellis.rows() * 2 * code.trellis.dim);

@@ -1,7 +1,7 @@
 // Runs the search of overlapping-pyramid codes of csrc/cuda on the CPU (machine.h):
 //
 //   search ROWS GROUPS DIM STEP_BITS WINDOW_BITS LAG TERMS BEAM GIVEN PROCESSORS SHARED_KIB
-//          < operands > results
+//          SPREAD < operands > results
 //
 // GIVEN: letters for what is given beside x and the table: w weight, s start, e end; r for a ring.
 // operands: x, table, and those, in this order; results: start, cost, symbol.
@@ -33,6 +33,8 @@ int main(int, char** argv) {
   const auto given = [&](char letter) { return std::strchr(argv[9], letter) != nullptr; };
   limits.multiprocessors = std::atoi(argv[10]);
   limits.shared = std::atoi(argv[11]) * 1024;
+  task.spread = float(std::atof(argv[12]));
+  task.trellis.spread = task.spread > 0;
   if (!beam && !pvq::overlap_search_supported(task.trellis)) return 1;
   const int64_t cols = task.groups * task.trellis.dim;
   const auto read = [](bool there, int64_t words) { return Memory::read(there ? 4 * words : 0); };

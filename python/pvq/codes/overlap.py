@@ -5,7 +5,8 @@ Near the error of a trellis code at the decoding price of a table: group i, two 
     y_i = T[window_i][0] + T[window_(i - lag)][1],    weight = row_scale * y,
 
 where window_i is the newest 8 or 9 bits of the stream up to symbol i, and T a table of small
-integers. The symbols of 128 columns form a ring (those of the last columns of a row too, if fewer
+integers. At 3 bits each weight has a further bit, and is 24 above that sum or 24 below it. The
+symbols of 128 columns form a ring (those of the last columns of a row too, if fewer
 are left), so that no bits are spent on a beginning and such blocks do not depend on each other.
 csrc/core/overlap.h has the definition; csrc/cpu/overlap_search.h the search, which is exact.
 
@@ -23,13 +24,13 @@ bits weights of a group symbol bits window lag states
 ==== ================== =========== ====== === ======
 2    4                  8           9      1   512
 2.5  2                  5           8      2   8192
-3    2                  6           9      1   512
+3    4                  8 and 4     8      1   256
 3.5  2                  7           9      1   512
 4    2                  8           9      1   512
 ==== ================== =========== ====== === ======
 
-At 2 bits all points are integers from -8 to 7, two of four weights in the 32 bits of a row; else
-sums of two are from -127 to 127.
+At 3 bits a symbol's lower 8 bits are the window and the others those of its weights, 1 for above.
+Sums are from -128 to 127. In groups of four the second points of a row follow from the first ones.
 benchmarks/overlap_design.py says why these, benchmarks/overlap_tables.py made the tables.
 """
 
@@ -52,8 +53,14 @@ from pvq.codes.width import WidthCode
 
 STEP = 16  # columns come in multiples of it
 _FILE = Path(__file__).parent / "overlap_tables.npz"
-# Weights of a group, window bits and lag by rate.
-_SHAPES = {2.0: (4, 9, 1), 2.5: (2, 8, 2), 3.0: (2, 9, 1), 3.5: (2, 9, 1), 4.0: (2, 9, 1)}
+# Weights of a group, bits of a symbol in the trellis, of a window, lag and spread by rate.
+_SHAPES = {
+    2.0: (4, 8, 9, 1, 0),
+    2.5: (2, 5, 8, 2, 0),
+    3.0: (4, 8, 8, 1, 24),
+    3.5: (2, 7, 9, 1, 0),
+    4.0: (2, 8, 9, 1, 0),
+}
 WIDTHS = tuple(_SHAPES)
 
 
@@ -63,8 +70,8 @@ def trellis(bits: float) -> Trellis:
     with np.load(_FILE) as file:
         table = torch.from_numpy(file[f"{bits:g}"])
         unit = float(file[f"{bits:g} unit"])
-    dim, window_bits, lag = _SHAPES[bits]
-    return Trellis(round(dim * bits), window_bits, lag, table, unit)
+    _, step_bits, window_bits, lag, spread = _SHAPES[bits]
+    return Trellis(step_bits, window_bits, lag, table, unit, spread)
 
 
 # Graphs hold the table itself, not the way to it.
@@ -106,10 +113,18 @@ class OverlapCode(_WithTrellis):
         # At hand without a look-up, because graphs are traced through the products.
         object.__setattr__(self, "_trellis", trellis(self.bits))
 
+    @property
+    def since_version(self) -> int:
+        """The format version since which this rate has its table."""
+        return 1 if self.bits < 3 else 2
+
     def layout(self, rows: int, cols: int) -> Layout:
         """Shape and dtype of each stored tensor of a [rows, cols] matrix."""
         return {
-            "code": ((rows, cols // self._trellis.dim * self._trellis.step_bits // 8), torch.uint8),
+            "code": (
+                (rows, cols // self._trellis.dim * self._trellis.stored_bits // 8),
+                torch.uint8,
+            ),
             "row_scale": ((rows,), torch.bfloat16),
         }
 
@@ -128,7 +143,7 @@ class OverlapCode(_WithTrellis):
         """A rounder with the row scales and the symbols of ``stored``."""
         code, row_scale = stored["code"], stored["row_scale"]
         numbers = self._trellis.to(code.device)
-        symbol = unpack(code, numbers.step_bits, cols // numbers.dim).to(torch.uint8)
+        symbol = unpack(code, numbers.stored_bits, cols // numbers.dim).to(numbers.symbol_dtype)
         return OverlapRounder((code.shape[0], cols), row_scale, numbers, symbol)
 
     def dequantize(
@@ -160,7 +175,6 @@ class OverlapCode(_WithTrellis):
 
     def _operands(
         self, stored: Stored
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int, int]:
         code, row_scale = stored["code"], stored["row_scale"]
-        table = _table(self.bits, code.device)
-        return code, row_scale, table, self._trellis.step_bits, self._trellis.lag
+        return code, row_scale, _table(self.bits, code.device), *self._trellis.numbers

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from pvq.codes import CHUNK_COLUMNS, TILE_ROWS, Stored
+from pvq.codes import bits as fields
 from pvq.codes.overlap_trellis import Trellis
 from pvq.codes.table_forms import TableForm
 
@@ -18,6 +19,8 @@ _LANES = 4  # that share a row
 _BIAS = 128  # of the sum of the two points of a weight
 _HALF = 64  # of each of them in groups of four
 _FACTOR = 16  # from the first point to the second there
+# With a spread: the bias of each point, and what of the first one's byte makes the second.
+_FIRST, _SECOND, _MASK, _SPREAD_FACTOR = 60, 44, 7, 12
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class OverlapFragments(TableForm):
 
     @property
     def _pair_bits(self) -> int:
-        return 2 * self.trellis.step_bits // self.trellis.dim
+        return 2 * self.trellis.stored_bits // self.trellis.dim
 
     def of_stored(self, stored: Stored, shape: tuple[int, int]) -> Stored | None:
         """The fragments of a matrix; ``None`` if its columns are no multiple of 128."""
@@ -42,13 +45,14 @@ class OverlapFragments(TableForm):
         code = stored["code"]
         parts = (
             _header_of(self.trellis).to(code.device),
-            pack(code, self._pair_bits).flatten(),
+            pack(self._lanes_of(code), self._pair_bits).flatten(),
         )
         return {"fragments": torch.cat(parts)}
 
     def to_stored(self, held: Stored, shape: tuple[int, int]) -> Stored:
         """The code that the fragments were made from."""
-        return {"code": unpack(self._tiles(held, *shape), self._pair_bits)[: shape[0]]}
+        lanes = unpack(self._tiles(held, *shape), self._pair_bits)[: shape[0]]
+        return {"code": self._stored_of(lanes)}
 
     def matmul(
         self, x: torch.Tensor, held: Stored, rows: int, block: int, seed: int, activations: str
@@ -106,12 +110,40 @@ class OverlapFragments(TableForm):
         # Each tile with one of the rows becomes a matrix of one tile.
         tiles = self._tiles(held, *shape)[place // TILE_ROWS]
         code = unpack(tiles, self._pair_bits).view(len(place), TILE_ROWS, -1)
-        code = code[torch.arange(len(place), device=place.device), place % TILE_ROWS]
+        code = self._stored_of(
+            code[torch.arange(len(place), device=place.device), place % TILE_ROWS]
+        )
         table, numbers = self._table(code)
         w: torch.Tensor = torch.ops.pvq.overlap_dequantize(
             code, held["row_scale"][place], table, *numbers, cols, dtype, block, seed
         )
         return w
+
+    def _lanes_of(self, code: torch.Tensor) -> torch.Tensor:
+        """``code`` [rows, bytes] with the bytes of each 32 columns as a lane has them.
+
+        Without a spread they are those of the stored form. With one they are the eight symbols of
+        the trellis and four bytes of further bits: byte k of weight k of the groups, first lowest.
+        """
+        if not self.trellis.spread:
+            return code
+        rows, bytes_ = code.shape
+        groups = bytes_ * 8 // self.trellis.stored_bits
+        symbol = fields.unpack(code, self.trellis.stored_bits, groups).view(rows, groups // 8, 8)
+        further = (symbol >> self.trellis.step_bits)[..., None, :] >> _columns(4, code)[:, None]
+        above = ((further & 1) << _columns(8, code)).sum(-1)
+        return torch.cat([symbol & 255, above], -1).to(torch.uint8).view(rows, bytes_)
+
+    def _stored_of(self, lanes: torch.Tensor) -> torch.Tensor:
+        """The inverse of :meth:`_lanes_of`."""
+        if not self.trellis.spread:
+            return lanes
+        rows, bytes_ = lanes.shape
+        words = lanes.view(rows, bytes_ // 12, 12).int()
+        symbol, above = words[..., :8], words[..., 8:]
+        further = (above[..., None] >> _columns(8, lanes) & 1) << _columns(4, lanes)[:, None]
+        symbol = symbol | further.sum(-2, dtype=torch.int32) << self.trellis.step_bits
+        return fields.pack(symbol.view(rows, -1), self.trellis.stored_bits)
 
     def _tiles(self, held: Stored, rows: int, cols: int) -> torch.Tensor:
         """The fragments behind the table, uint8 [tiles, chunks, bytes]."""
@@ -119,18 +151,22 @@ class OverlapFragments(TableForm):
         tiles = -(-rows // TILE_ROWS)
         return chunks.view(tiles, cols // CHUNK_COLUMNS, TILE_ROWS * 8 * self._pair_bits)
 
-    def _table(self, code: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+    def _table(self, code: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int, int]]:
         numbers = self.trellis.to(code.device)
-        return numbers.table, (numbers.step_bits, numbers.lag)
+        return numbers.table, numbers.numbers
 
 
 @functools.cache
 def _header_of(trellis: Trellis) -> torch.Tensor:
     """The table in front of all fragments of a code, checked once."""
-    return table_bytes(trellis.table).flatten()
+    return table_bytes(trellis.table, trellis.spread).flatten()
 
 
-def table_bytes(table: torch.Tensor) -> torch.Tensor:
+def _columns(count: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.arange(count, dtype=torch.int32, device=like.device)
+
+
+def table_bytes(table: torch.Tensor, spread: int = 0) -> torch.Tensor:
     """The table int8 [windows, 2, dim] as words of positive points, uint8 [windows, 4].
 
     Sums of two points are those of the table plus 128. In groups of two weights a byte for each
@@ -140,6 +176,19 @@ def table_bytes(table: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: if the points do not fit.
     """
+    if spread:
+        words = table[:, 0].to(torch.uint8) + _FIRST
+        tied = _SPREAD_FACTOR * (words & _MASK)
+        if not torch.equal(tied.short() - _SECOND, table[:, 1].short()):
+            raise ValueError(
+                f"table has second points that are not {_SPREAD_FACTOR} times the lower three bits "
+                "of the first ones"
+            )
+        if int(words.max()) + int(tied.max()) + 2 * spread > 255:
+            raise ValueError(
+                "table has points whose sums with the bias of 128 and the spread do not fit a byte"
+            )
+        return words
     if table.shape[2] == 4:
         words = table[:, 0].to(torch.uint8) + _HALF
         tied = (_FACTOR * words.contiguous().view(torch.int32)).view(torch.uint8)

@@ -26,7 +26,7 @@ def nearest_code(w: Tensor, row_scale: Tensor, trellis: Trellis) -> Tensor:
     """The code of the rings nearest to ``w`` [rows, cols]; zeros where the scale is zero."""
     symbol = trellis.nearest(over_scale(w, row_scale))
     symbol[row_scale == 0] = 0
-    return pack(symbol, trellis.step_bits)
+    return pack(symbol, trellis.stored_bits)
 
 
 class OverlapRounder:
@@ -38,7 +38,7 @@ class OverlapRounder:
         shape: of the matrix.
         row_scale: [rows] bfloat16.
         trellis: of the code.
-        symbol: [rows, cols / dim] uint8 to start from; zeros if None.
+        symbol: [rows, cols / dim] as stored, to start from; zeros if None.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class OverlapRounder:
         self._trellis, self._row_scale = trellis, row_scale
         if symbol is None:
             symbol = torch.zeros(
-                rows, cols // trellis.dim, dtype=torch.uint8, device=row_scale.device
+                rows, cols // trellis.dim, dtype=trellis.symbol_dtype, device=row_scale.device
             )
         self._symbol = symbol
 
@@ -77,7 +77,7 @@ class OverlapRounder:
     def stored(self) -> Stored:
         """The stored form."""
         return {
-            "code": pack(self._symbol, self._trellis.step_bits),
+            "code": pack(self._symbol, self._trellis.stored_bits),
             "row_scale": self._row_scale,
         }
 

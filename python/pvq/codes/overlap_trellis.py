@@ -15,7 +15,7 @@ BLOCK = 128  # columns whose symbols form a ring
 # Deviations up to which the tables are dense enough for their unit to be the best.
 _DENSE = 4.2
 # From one row scale to try to the next one, for rows with larger weights.
-_RATIO = 1.3
+_RATIO = 1.25
 # A row with more columns is so long that a Gaussian's scale costs it 0.1 % of error at most; with
 # 128 columns it is 1 %.
 _LONG = 1024
@@ -31,6 +31,8 @@ class Trellis:
         lag: groups from a window's own group to the other that it has a point for.
         table: int8 [2^window_bits, 2, dim], the points of a window: of its own group, of the other.
         unit: the row scale for Gaussian weights of variance 1.
+        spread: how far weights are above or below the sums of their points, 0 if they are not. A
+            stored symbol then has a bit for each weight above the trellis's bits: 1 for above.
         points: the table in float32, as searches take it.
     """
 
@@ -39,6 +41,7 @@ class Trellis:
     lag: int
     table: Tensor
     unit: float
+    spread: int = 0
     points: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -62,6 +65,21 @@ class Trellis:
         return self.table.shape[2]
 
     @property
+    def stored_bits(self) -> int:
+        """Bits of a symbol as it is stored."""
+        return self.step_bits + (self.dim if self.spread else 0)
+
+    @property
+    def symbol_dtype(self) -> torch.dtype:
+        """Of symbols as they are stored."""
+        return torch.uint8 if self.stored_bits <= 8 else torch.int16
+
+    @property
+    def numbers(self) -> tuple[int, int, int]:
+        """What operators take beside the table: step bits, lag, spread."""
+        return self.step_bits, self.lag, self.spread
+
+    @property
     def state_bits(self) -> int:
         """Bits of a state: those that a group depends on beside its own symbol."""
         return self.window_bits + (self.lag - 1) * self.step_bits
@@ -75,7 +93,7 @@ class Trellis:
         *,
         ring: bool = False,
     ) -> Tensor:
-        """The symbols of least cost sum(weight * (x - y)^2), uint8 [rows, cols / dim].
+        """The symbols of least cost sum(weight * (x - y)^2), as stored, [rows, cols / dim].
 
         Args:
             x: [rows, cols] float32, on the device of the table.
@@ -84,13 +102,21 @@ class Trellis:
             end: [rows] int32, states to end in, -1 for any.
             ring: whether the end is the beginning.
         """
-        symbol: Tensor = torch.ops.pvq.overlap_search(
-            x, self.points, self.step_bits, self.lag, weight, start, end, ring
-        )[0]
-        return symbol
+        symbol, began, _ = torch.ops.pvq.overlap_search(
+            x, self.points, self.step_bits, self.lag, weight, start, end, ring, 0, self.spread
+        )
+        return self._with_signs(x, symbol, began) if self.spread else symbol
+
+    def _with_signs(self, x: Tensor, symbol: Tensor, state: Tensor) -> Tensor:
+        """``symbol`` [rows, groups] behind states [rows], with the bits that bring it next to x."""
+        before = torch.cat([state[:, None], symbol[:, :-1].int()], 1)  # a state is a symbol
+        middle = self.points[symbol.int(), 0] + self.points[before, 1]
+        above = (x.view(middle.shape) >= middle).short()
+        place = torch.arange(self.dim, dtype=torch.int16, device=x.device) + self.step_bits
+        return symbol.short() | (above << place).sum(2, dtype=torch.int16)
 
     def nearest(self, x: Tensor) -> Tensor:
-        """The symbols of the rings nearest to ``x`` [rows, cols], uint8 [rows, cols / dim]."""
+        """The symbols of the rings nearest to ``x`` [rows, cols], [rows, cols / dim]."""
         rows, cols = x.shape
         whole = cols // BLOCK * BLOCK
         parts = []
@@ -105,7 +131,7 @@ class Trellis:
         """What symbols [rows, cols / dim] of rings decode to, float32 [rows, cols]."""
         ones = torch.ones(len(symbol), dtype=torch.bfloat16, device=symbol.device)
         y: Tensor = torch.ops.pvq.overlap_dequantize(
-            *(pack(symbol, self.step_bits), ones, self.table, self.step_bits, self.lag),
+            *(pack(symbol, self.stored_bits), ones, self.table, *self.numbers),
             *(self.dim * symbol.shape[1], torch.float32),
         )
         return y
@@ -121,15 +147,26 @@ class Trellis:
         """What symbols decode to after a state [rows], float32 [rows, cols], and the state then."""
         groups = []
         for i in range(symbol.shape[1]):
-            word = (symbol[:, i].int() << self.state_bits) | state
+            word = (self._coded(symbol[:, i]) << self.state_bits) | state
             own = self.table[word >> (self.lag * self.step_bits), 0]
             other = self.table[word & (len(self.table) - 1), 1]
-            groups.append(own.float() + other.float())
+            groups.append(own.float() + other.float() + self._signed(symbol[:, i]))
             state = self._next(state, symbol[:, i])
         return torch.cat(groups, 1), state
 
     def _next(self, state: Tensor, symbol: Tensor) -> Tensor:
-        return ((symbol.int() << self.state_bits) | state) >> self.step_bits
+        return ((self._coded(symbol) << self.state_bits) | state) >> self.step_bits
+
+    def _coded(self, symbol: Tensor) -> Tensor:
+        """The part of stored symbols that the trellis knows, int32."""
+        return symbol.int() & ((1 << self.step_bits) - 1)
+
+    def _signed(self, symbol: Tensor) -> Tensor | float:
+        """The spreads of symbols [rows], [rows, dim]."""
+        if not self.spread:
+            return 0.0
+        place = torch.arange(self.dim, device=symbol.device) + self.step_bits
+        return self.spread * (2.0 * (symbol[:, None].int() >> place & 1) - 1.0)
 
     def row_scale(self, w: Tensor) -> Tensor:
         """A scale for each row of ``w`` [rows, cols], bfloat16: one that has a small squared error.

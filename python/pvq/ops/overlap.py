@@ -21,6 +21,7 @@ def _overlap_search_fake(
     end: Tensor | None = None,
     ring: bool = False,
     beam: int = 0,
+    spread: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows, cols = x.shape
     return (
@@ -37,6 +38,7 @@ def _overlap_dequantize_fake(
     table: Tensor,
     step_bits: int,
     lag: int,
+    spread: int,
     cols: int,
     dtype: torch.dtype,
     block: int = 0,
@@ -53,6 +55,7 @@ def _overlap_matmul_fake(
     table: Tensor,
     step_bits: int,
     lag: int,
+    spread: int,
     block: int = 0,
     seed: int = 0,
 ) -> Tensor:
@@ -67,6 +70,7 @@ def _overlap_matmul_transposed_fake(
     table: Tensor,
     step_bits: int,
     lag: int,
+    spread: int,
     cols: int,
     block: int = 0,
     seed: int = 0,

@@ -18,7 +18,7 @@ def _table_bytes(bits: int) -> int:
 
 
 def _overlap_table_bytes(pair_bits: int) -> int:
-    return 1024 if pair_bits == 5 else 2048
+    return 1024 if pair_bits in (5, 6) else 2048
 
 
 @torch.library.register_fake("pvq::table_fragments")

@@ -32,6 +32,8 @@ inline uint2 multiply_wide(uint32_t a, uint32_t b) {
   return {uint32_t(product), uint32_t(product >> 32)};
 }
 
+inline uint32_t multiply_add(uint32_t a, uint32_t b, uint32_t c) { return a * b + c; }
+
 inline uint32_t load_word_now(const void* address) {
   uint32_t r;
   std::memcpy(&r, address, sizeof r);
