@@ -33,6 +33,8 @@ namespace pvq {
 constexpr int kOverlapBlock = 128;  // columns whose symbols form a ring
 constexpr int kOverlapStep = 16;    // columns come in multiples of it: whole bytes at every rate
 constexpr int kMaxOverlapLag = 8;
+constexpr int kSpreadDim = 4;  // weights of a group with a spread
+
 // Searches. A state that may be any; and the groups on either side of a ring's seam that settle the
 // state there, at least five times the groups in a word of the library's codes.
 constexpr int kFreeState = -1;

@@ -84,11 +84,13 @@ void step(const pvq::OverlapTrellis& t, const float* table, const float* weight,
 }
 
 // Sums are over the weights in order, fused: each adds (weight u) u with u = |x - T1 - T0| -
-// spread.
-void spread_step(const pvq::OverlapTrellis& t, float spread, const float* table,
-                 const float* weight, const float* x, const float* before, float* after,
-                 float* scratch) {
-  const int symbols = t.symbols(), kept = t.state_bits() - t.step_bits, dim = t.dim;
+// spread. Weights of one change no bit, and need not be multiplied with.
+template <bool kWeighted>
+void spread_paths(const pvq::OverlapTrellis& t, float spread, const float* table,
+                  const float* weight, const float* x, const float* before, float* after,
+                  float* scratch) {
+  constexpr int dim = pvq::kSpreadDim;
+  const int symbols = t.symbols(), kept = t.state_bits() - t.step_bits;
   for (int k = 0; k < 1 << kept; ++k)
     for (int part = 0; part < kLanes; part += kWidth) {
       for (int o = 0; o < symbols; ++o)
@@ -108,12 +110,13 @@ void spread_step(const pvq::OverlapTrellis& t, float spread, const float* table,
           Float cost[kTogether];
 #pragma GCC unroll 4
           for (int j = 0; j < kTogether; ++j) cost[j] = path;
+#pragma GCC unroll 4
           for (int d = 0; d < dim; ++d) {
             const Float rest = load(scratch + (o * dim + d) * kWidth);
 #pragma GCC unroll 4
             for (int j = 0; j < kTogether; ++j) {
               const Float u = absolute(rest - table[d * t.rows() + own[j]]) - spread;
-              cost[j] = multiply_add(weight[d] * u, u, cost[j]);
+              cost[j] = multiply_add(kWeighted ? weight[d] * u : u, u, cost[j]);
             }
           }
 #pragma GCC unroll 4
@@ -124,4 +127,13 @@ void spread_step(const pvq::OverlapTrellis& t, float spread, const float* table,
           store(after + int64_t((h + j) << kept | k) * kLanes + part, best[j]);
       }
     }
+}
+
+void spread_step(const pvq::OverlapTrellis& t, float spread, const float* table,
+                 const float* weight, const float* x, const float* before, float* after,
+                 float* scratch) {
+  bool weighted = false;
+  for (int d = 0; d < pvq::kSpreadDim; ++d) weighted |= weight[d] != 1;
+  (weighted ? spread_paths<true> : spread_paths<false>)(t, spread, table, weight, x, before, after,
+                                                        scratch);
 }

@@ -52,7 +52,7 @@ SearchArguments check_search(const Tensor& x, const Tensor& table, int64_t step_
             ", expected a finite number from 0 on");
   a.trellis = checked_trellis(kOp, table, step_bits, lag, spread > 0, /*most_terms=*/3);
   a.spread = float(spread);
-  PVQ_CHECK(!(spread > 0) || a.trellis.dim == 4, "pvq::", kOp, ": table has shape ",
+  PVQ_CHECK(!(spread > 0) || a.trellis.dim == kSpreadDim, "pvq::", kOp, ": table has shape ",
             shape_name(table), ", expected groups (the last dimension) of 4 weights with a spread");
   PVQ_CHECK(!(spread > 0) || beam == 0, "pvq::", kOp, ": beam is ", beam,
             " with a spread, expected 0 (exact)");
