@@ -300,7 +300,8 @@ def spreads(report: Report, effort: Effort) -> None:
         candidates = {"trained, real": (table, step)}
         if trellis == FAMILY.get(trellis.bits):
             for form in TIES:
-                settings = {"phases": effort.tying, "device": effort.device, "form": form}
+                # The first turns say which is best.
+                settings = {"phases": effort.tying[:2], "device": effort.device, "form": form}
                 whole, unit = overlap_spread.tie(table, trellis, (0.68, 0.71), **settings)
                 name = f"tied, {form.low} h + l and {form.factor} l, spread {form.spread}"
                 candidates[name] = whole * unit, form.spread * unit
