@@ -21,6 +21,8 @@ of the row `lag` groups before. Errors are given as multiples of 4^-R, R = s / D
              (overlap_spread.py), the library's
     scales   the library's tables with one scale a row, 128 columns, or 16 x 16 tile: bits counted
 
+Points, rings and scales are those of the codes without a spread.
+
 Costs are counted, not measured. Decoding, in instructions a weight: an address (one byte
 permutation where windows are whole bytes at byte boundaries; a shift, for several windows at once,
 where they are whole bytes elsewhere; else a funnel shift and an and-or, of which a window in four
@@ -80,7 +82,6 @@ TERMS = [Trellis(4, 8, 8, 1, terms) for terms in (2, 3)]
 ONE_POINT = [Trellis(2, 4, v, 1) for v in (8, 10, 12)]
 SPREADS = [Trellis(4, s, s, 1, spread=True) for s in (6, 7, 8)]
 TIES = [
-    Tie(20, 32, 4, 3),
     Tie(20, 16, 8, 6),
     Tie(20, 16, 5, 8),
     Tie(24, 16, 5, 8),

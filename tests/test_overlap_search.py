@@ -13,7 +13,13 @@ import torch
 ops = torch.ops.pvq
 # step bits, window bits, lag, weights of a group
 SMALL = [(2, 3, 1, 2), (2, 2, 2, 1), (3, 3, 1, 2), (2, 4, 1, 3), (2, 3, 2, 1), (3, 4, 1, 2)]
-FAMILY = [(8, 9, 1, 4), (5, 8, 2, 2), (6, 9, 1, 2), (7, 9, 1, 2), (8, 9, 1, 2)]
+FAMILY = [(8, 9, 1, 4), (5, 8, 2, 2), (7, 9, 1, 2), (8, 9, 1, 2)]
+# And with a spread, its last number.
+SPREADS = [(8, 8, 1, 4, 20.0), (3, 3, 2, 4, 9.0)]
+
+
+def without_spread(shapes: list[tuple[int, ...]]) -> list[tuple[float, ...]]:
+    return [(*shape, 0.0) for shape in shapes]
 
 
 def normal(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -165,6 +171,7 @@ def test_bad_spreads_are_named():
     for spread, changed, message in (
         (-1.0, {}, "spread is -1"),
         (float("nan"), {}, "spread is nan"),
+        (1e300, {}, "spread is 1000"),
         (1.0, {"beam": 4}, "beam is 4 with a spread"),
         (1.0, {"table": normal(32, 2, 4)}, r"spread with a table of shape \[32, 2, 4\]"),
         (1.0, {"table": normal(16, 2, 2)}, "expected groups .* of 4 weights with a spread"),
@@ -210,13 +217,13 @@ def test_every_instruction_set_gives_the_same_symbols():
 import hashlib, torch, pvq
 ops = torch.ops.pvq
 g = torch.Generator().manual_seed(0)
-for step, window, lag, dim in {SMALL + FAMILY}:
+for step, window, lag, dim, spread in {without_spread(SMALL + FAMILY) + SPREADS}:
     table = torch.randn(1 << window, 2, dim, generator=g) * 20
     x = torch.randn(18, 12 * dim, generator=g) * 30
     weight = torch.rand(12 * dim, generator=g)
     digest = hashlib.sha256()
-    for found in (ops.overlap_search(x, table, step, lag, weight),
-                  ops.overlap_search(x, table, step, lag, ring=True)):
+    for found in (ops.overlap_search(x, table, step, lag, weight, spread=spread),
+                  ops.overlap_search(x, table, step, lag, ring=True, spread=spread)):
         for tensor in found:
             digest.update(tensor.numpy().tobytes())
     print(digest.hexdigest())
@@ -305,6 +312,8 @@ def test_search_passes_opcheck(rows):
     states = torch.zeros(rows, dtype=torch.int32)
     torch.library.opcheck(ops.overlap_search.default, (x, table, 2, 1, x.new_ones(8), states))
     torch.library.opcheck(ops.overlap_search.default, (x, table, 2, 1), {"ring": True})
+    settings = {"ring": True, "spread": 0.5}
+    torch.library.opcheck(ops.overlap_search.default, (x, normal(4, 2, 4), 2, 1), settings)
 
 
 # --- the GPU --------------------------------------------------------------------------------------
@@ -312,25 +321,27 @@ def test_search_passes_opcheck(rows):
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 # Columns of one weight and of many in a group, and every kind of word; see test_emulated_search.py.
 OTHERS = [(2, 2, 1, 2), (2, 4, 3, 1), (3, 5, 1, 3), (4, 7, 1, 4), (2, 6, 1, 8), (4, 4, 2, 1),
-          (4, 8, 2, 2)]  # fmt: skip
+          (4, 8, 2, 2), (6, 9, 1, 2)]  # fmt: skip
 
 
 def on_gpu(*tensors):
     return [t.cuda() if isinstance(t, torch.Tensor) else t for t in tensors]
 
 
-def assert_same_on_gpu(*arguments, ring=False):
-    expected = ops.overlap_search(*arguments, ring=ring)
-    found = ops.overlap_search(*on_gpu(*arguments), ring=ring)
+def assert_same_on_gpu(*arguments, **settings):
+    expected = ops.overlap_search(*arguments, **settings)
+    found = ops.overlap_search(*on_gpu(*arguments), **settings)
     for name, a, b in zip(("symbol", "start", "cost"), found, expected, strict=True):
         assert a.is_cuda
         assert torch.equal(a.cpu(), b), name
 
 
 @needs_gpu
-@pytest.mark.parametrize(("step", "window", "lag", "dim"), FAMILY + OTHERS)
+@pytest.mark.parametrize(
+    ("step", "window", "lag", "dim", "spread"), without_spread(FAMILY + OTHERS) + SPREADS
+)
 @pytest.mark.parametrize(("rows", "groups"), [(1, 8), (5, 13), (67, 64), (131, 9)])
-def test_the_gpu_finds_the_same_bits(step, window, lag, dim, rows, groups):
+def test_the_gpu_finds_the_same_bits(step, window, lag, dim, spread, rows, groups):
     if window + lag * step > 16:
         rows = min(rows, 21)
     table, x = normal(1 << window, 2, dim) * 20, normal(rows, groups * dim, seed=1) * 30
@@ -341,23 +352,25 @@ def test_the_gpu_finds_the_same_bits(step, window, lag, dim, rows, groups):
         for n in (3, 4)
     )
     for given in ((), (weight,), (None, start), (weight, None, end), (weight, start, end)):
-        assert_same_on_gpu(x, table, step, lag, *given)
+        assert_same_on_gpu(x, table, step, lag, *given, spread=spread)
     for given in ((), (weight,)):
-        assert_same_on_gpu(x, table, step, lag, *given, ring=True)
+        assert_same_on_gpu(x, table, step, lag, *given, ring=True, spread=spread)
     whole = (torch.round(table / 20), torch.round(x / 20))  # many equal costs
-    assert_same_on_gpu(whole[1], whole[0], step, lag, ring=True)
+    assert_same_on_gpu(whole[1], whole[0], step, lag, ring=True, spread=round(spread / 10))
     assert_same_on_gpu(x.T.contiguous().T, table.transpose(1, 2).contiguous().transpose(1, 2), step,
-                       lag, ring=True)  # fmt: skip
+                       lag, ring=True, spread=spread)  # fmt: skip
 
 
 @needs_gpu
-@pytest.mark.parametrize(("step", "window", "lag", "dim"), FAMILY)
-def test_more_sequences_than_the_gpu_holds_at_once(step, window, lag, dim):
+@pytest.mark.parametrize(
+    ("step", "window", "lag", "dim", "spread"), without_spread(FAMILY) + SPREADS[:1]
+)
+def test_more_sequences_than_the_gpu_holds_at_once(step, window, lag, dim, spread):
     """On the CPU only some are searched: sequences do not depend on each other."""
     table, x = normal(1 << window, 2, dim) * 20, normal(9001, 24 * dim, seed=1) * 30
-    found = ops.overlap_search(*on_gpu(x, table, step, lag), ring=True)
+    found = ops.overlap_search(*on_gpu(x, table, step, lag), ring=True, spread=spread)
     some = torch.tensor([0, 1, 2047, 4224, 9000])
-    expected = ops.overlap_search(x[some], table, step, lag, ring=True)
+    expected = ops.overlap_search(x[some], table, step, lag, ring=True, spread=spread)
     for a, b in zip(found, expected, strict=True):
         assert torch.equal(a.cpu()[some], b)
 

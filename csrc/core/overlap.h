@@ -46,7 +46,7 @@ constexpr int kOverlapSeam = 24;
 
 struct OverlapTrellis {
   int dim;          // weights of a group
-  int step_bits;    // of a symbol
+  int step_bits;    // of a symbol, without further bits
   int window_bits;  // of a window, step_bits at least
   int lag;          // groups from a window's own group to the other that it has a point for
   int terms = 2;    // points of a window
@@ -63,10 +63,10 @@ struct OverlapTrellis {
   PVQ_ALWAYS int symbols() const { return 1 << step_bits; }
 };
 
-// Groups of four weights have tables whose points are tied: with the first point as a word of four
-// bytes, each an integer plus 64, the second point is kOverlapFactor times that word, cut off at 32
-// bits, in the same bytes. A multiplication and an addition then make four weights of two words of
-// 32 bits; bytes are such that none of them carries into the next.
+// Groups of four weights have tables whose points are tied: without a spread, with the first point
+// as a word of four bytes, each an integer plus 64, the second point is kOverlapFactor times that
+// word, cut off at 32 bits, in the same bytes. A multiplication and an addition then make four
+// weights of two words of 32 bits; bytes are such that none of them carries into the next.
 constexpr uint32_t kOverlapFactor = 16;
 
 // With a spread a first point is a byte less 60, and the second one kSpreadFactor times the byte's

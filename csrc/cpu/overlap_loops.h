@@ -1,6 +1,7 @@
 // The loops behind OverlapKernels, written once over native vectors: Float, a typedef with
-// __attribute__((vector_size)), and `minimum` of two. Included inside the anonymous namespace of
-// each instruction set's file, so that the linker never merges two sets' instances.
+// __attribute__((vector_size)), `minimum` of two, `absolute` and `multiply_add`. Included inside
+// the anonymous namespace of each instruction set's file, so that the linker never merges two sets'
+// instances.
 
 #define PVQ_INLINE inline __attribute__((always_inline))
 

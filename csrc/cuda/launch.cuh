@@ -1,5 +1,7 @@
 // Launches with programmatic dependent launch: what a kernel does before wait_for_previous_kernel
-// (ptx.cuh) overlaps the end of the one before it in the stream.
+// (ptx.cuh) overlaps the end of the one before it in the stream, and of those before that one where
+// it lets its successor start before it has waited itself. So what is read there (codes, tables)
+// must not have been written by any such kernel.
 #pragma once
 
 #include <cuda_runtime.h>

@@ -2,12 +2,12 @@
 // A fragments of m16n8k32 uint8 products: the counterpart of table_decode.cuh, with the same lanes,
 // steps and registers. The 128 columns of a chunk are the ring of each row.
 //
-// A lane owns 32 columns of each of two rows, one stretch of bytes of the stored form. Their 32-bit
-// words stand in pairs of the two rows, 16 bytes a lane and load, then 8 for an odd pair, then 4
-// for two halves of words.
+// A lane owns 32 columns of each of two rows, one stretch of bytes of the stored form (with a
+// spread the symbols' lower bits, and the others behind them). Their 32-bit words stand in pairs of
+// the two rows, 16 bytes a lane and load, then 8 for an odd pair, then 4 for two halves of words.
 //
 // A word of the table has both points of a window, each made positive, so that no carry goes from
-// byte to byte and a sum of two is the weight plus 128.
+// byte to byte and a sum of two is the weight plus 128 (with a spread and what that adds).
 //
 // Groups of two weights: the point of the own group stands in the lower half and that of the later
 // group in the upper half. The word of a group can take both parts: with groups i and j = i + lag,
@@ -21,6 +21,7 @@
 // word, cut off at 32 bits, is the point of the next one (core/overlap.h), so that
 //
 //   E_i + 16 E_(i - 1) = y_i.
+//
 // With a spread the factor is kSpreadFactor and the lower bits of the bytes alone count, and a word
 // more has a further bit of each weight: byte k has weight k of all groups, the first group lowest.
 #pragma once

@@ -18,8 +18,10 @@
 //   +-----+---------------------+           +---------------------+-----+
 //
 // Nothing is noted down about which o was best: that would take two instructions more where there
-// are three. Instead the costs of every `stride`-th group are kept in global memory, and the way
-// back repeats the few transitions that lead from those to the state that it comes from: 2^step +
+// are three. (With a spread no part of a transition's error is that of one state: it takes 14, or
+// 18 with weights; 256 states, kTile = 4, 49 million weights a second.) Instead the costs of every
+// `stride`-th group are kept in global memory, and the way back repeats the few transitions that
+// lead from those to the state that it comes from: 2^step +
 // ... + 2^(stride * step) of them, against the 2^word of each group.
 //
 // The two numbers, of the 2-bit code (4,096 states, kTile = 16): 2.95 instructions and 0.6 bytes of
@@ -32,9 +34,9 @@
 // and 1.75 times as many in a ring of 128, which is gone around by 48 groups more to find where it
 // closes: 175 million weights a second. What a group costs besides is a quarter of its loop's
 // instructions, so 140 million at the most, and with stalls and the way back a prediction of 100.
-// The 64 KB of costs that each quad keeps for three groups are 0.4 TB/s then. With kTile = 8 (3
-// bits and more) a transition takes 3.09 instructions: 330, 165 and 80 million for 3, 3.5 and 4
-// bits, and with kTile = 16 44 million for 2.5 bits, before those losses.
+// The 64 KB of costs that each quad keeps for three groups are 0.4 TB/s then. With kTile = 8
+// (3.5 and 4 bits) a transition takes 3.09 instructions: 165 and 80 million, and with kTile = 16 44
+// million for 2.5 bits, before those losses.
 #pragma once
 
 #include "cuda/launch.cuh"

@@ -48,7 +48,7 @@ SearchArguments check_search(const Tensor& x, const Tensor& table, int64_t step_
   check_rank(kOp, "x", x, 2);
   check_dtype(kOp, "table", table, {ScalarType::Float});
   SearchArguments a;
-  PVQ_CHECK(spread >= 0 && std::isfinite(spread), "pvq::", kOp, ": spread is ", spread,
+  PVQ_CHECK(spread >= 0 && std::isfinite(float(spread)), "pvq::", kOp, ": spread is ", spread,
             ", expected a finite number from 0 on");
   a.trellis = checked_trellis(kOp, table, step_bits, lag, spread > 0, /*most_terms=*/3);
   a.spread = float(spread);

@@ -30,7 +30,8 @@ std::tuple<Tensor, Tensor, Tensor> overlap_search(const Tensor& x, const Tensor&
       check_search(x, table, step_bits, lag, weight, start, end, ring, beam, spread);
   PVQ_CHECK(a.beam || overlap_search_supported(a.trellis), "pvq::", op, ": ", a.trellis.states(),
             " states of groups of ", a.trellis.dim,
-            " are more than the GPU's exact search holds; pass a beam, or tensors on the CPU");
+            " are more than the GPU's exact search holds; pass ", a.spread > 0 ? "" : "a beam, or ",
+            "tensors on the CPU");
   PVQ_CHECK(a.groups <= std::numeric_limits<int32_t>::max() / 2, "pvq::", op, ": x has ", a.cols,
             " columns, expected 2^30 groups at most");
   if (a.empty()) return a.results();

@@ -32,7 +32,7 @@ from pvq.codes import (
     stored_nbytes,
 )
 from pvq.codes.joined import JoinedForm
-from pvq.config import PVQConfig
+from pvq.config import FORMAT_VERSION, PVQConfig, check_code_version
 from pvq.sizes import megabytes
 from pvq.tensor import PVQTensor
 
@@ -59,6 +59,8 @@ class CodedModule(nn.Module):
     Raises:
         ValueError: if ``config`` does not fit ``cols``.
     """
+
+    _version = FORMAT_VERSION  # of state dicts, which are refused if codes have changed since
 
     def __init__(
         self, rows: int, cols: int, config: PVQConfig, device: torch.device | str | None
@@ -262,12 +264,20 @@ class CodedModule(nn.Module):
                 destination[f"{prefix}{name}"] = tensor
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> None:
+        version = local_metadata.get("version")  # none where the dict is not a module's own
+        if version is not None:
+            check_code_version(self.config.code, version)
         form = self._form
         if form is not None:
             empty = empty_stored(self.config.code, *self._shape, self._device)
             self._hold_stored(form, {name: empty[name] for name in form.replaces})
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
         if form is not None:
             self._take(self._form_for(form.layout))

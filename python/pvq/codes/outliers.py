@@ -50,6 +50,11 @@ class OutlierCode:
         if self.fraction == 0:
             raise ValueError("fraction is 0: use the inner code itself")
 
+    @property
+    def since_version(self) -> int:
+        """The inner code's."""
+        return getattr(self.inner, "since_version", 1)
+
     @classmethod
     def make(
         cls,

@@ -74,16 +74,18 @@ def trellis(bits: float) -> Trellis:
     return Trellis(step_bits, window_bits, lag, table, unit, spread)
 
 
-# Graphs hold the table itself, not the way to it.
+# Graphs hold the table itself, not the way to it. The rate by name: a second number would become a
+# variable of the graph.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch's has no types
-def _table(bits: float, device: torch.device) -> torch.Tensor:
-    return trellis(bits).to(device).table
+def _table(rate: str, device: torch.device) -> torch.Tensor:
+    return trellis(float(rate)).to(device).table
 
 
 class _WithTrellis(WidthCode):
     """What a code has beside its fields, which are its choices."""
 
     _trellis: Trellis
+    _rate: str
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class OverlapCode(_WithTrellis):
         object.__setattr__(self, "bits", float(self.bits))
         # At hand without a look-up, because graphs are traced through the products.
         object.__setattr__(self, "_trellis", trellis(self.bits))
+        object.__setattr__(self, "_rate", f"{self.bits:g}")
 
     @property
     def since_version(self) -> int:
@@ -177,4 +180,4 @@ class OverlapCode(_WithTrellis):
         self, stored: Stored
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int, int]:
         code, row_scale = stored["code"], stored["row_scale"]
-        return code, row_scale, _table(self.bits, code.device), *self._trellis.numbers
+        return code, row_scale, _table(self._rate, code.device), *self._trellis.numbers

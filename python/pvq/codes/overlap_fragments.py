@@ -1,8 +1,8 @@
 """Fragments: the run-time form of an overlapping-pyramid code that the GPU product reads.
 
-They are the bytes of the code in the order in which the lanes of a warp need them, behind the
-code's table (csrc/cuda/overlap_decode.cuh): as large as the stored form, which can be made from
-them again, bit for bit. Columns must be a multiple of 128.
+They are the code's bits in the order in which the lanes of a warp need them, behind the code's
+table (csrc/cuda/overlap_decode.cuh): as large as the stored form, which can be made from them
+again, bit for bit. Columns must be a multiple of 128.
 """
 
 import functools
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 
 from pvq.codes import CHUNK_COLUMNS, TILE_ROWS, Stored
-from pvq.codes import bits as fields
 from pvq.codes.overlap_trellis import Trellis
 from pvq.codes.table_forms import TableForm
 
@@ -19,7 +18,8 @@ _LANES = 4  # that share a row
 _BIAS = 128  # of the sum of the two points of a weight
 _HALF = 64  # of each of them in groups of four
 _FACTOR = 16  # from the first point to the second there
-# With a spread: the bias of each point, and what of the first one's byte makes the second.
+# With a spread: the bias of each point (the spread's is the rest), and what of the first one's byte
+# makes the second.
 _FIRST, _SECOND, _MASK, _SPREAD_FACTOR = 60, 44, 7, 12
 
 
@@ -127,23 +127,30 @@ class OverlapFragments(TableForm):
         """
         if not self.trellis.spread:
             return code
-        rows, bytes_ = code.shape
-        groups = bytes_ * 8 // self.trellis.stored_bits
-        symbol = fields.unpack(code, self.trellis.stored_bits, groups).view(rows, groups // 8, 8)
-        further = (symbol >> self.trellis.step_bits)[..., None, :] >> _columns(4, code)[:, None]
-        above = ((further & 1) << _columns(8, code)).sum(-1)
-        return torch.cat([symbol & 255, above], -1).to(torch.uint8).view(rows, bytes_)
+        stored = code.reshape(-1, 4, 3)  # two symbols in three bytes
+        lanes = torch.zeros(len(stored), 12, dtype=torch.uint8, device=code.device)
+        lanes[:, 0:8:2] = stored[..., 0]
+        lanes[:, 1:8:2] = stored[..., 1] >> 4 | stored[..., 2] << 4
+        for group in range(8):
+            further = stored[:, group // 2, 2] >> 4 if group % 2 else stored[:, group // 2, 1]
+            for k in range(4):
+                lanes[:, 8 + k] |= (further >> k & 1) << group
+        return lanes.view(code.shape)
 
     def _stored_of(self, lanes: torch.Tensor) -> torch.Tensor:
         """The inverse of :meth:`_lanes_of`."""
         if not self.trellis.spread:
             return lanes
-        rows, bytes_ = lanes.shape
-        words = lanes.view(rows, bytes_ // 12, 12).int()
-        symbol, above = words[..., :8], words[..., 8:]
-        further = (above[..., None] >> _columns(8, lanes) & 1) << _columns(4, lanes)[:, None]
-        symbol = symbol | further.sum(-2, dtype=torch.int32) << self.trellis.step_bits
-        return fields.pack(symbol.view(rows, -1), self.trellis.stored_bits)
+        held = lanes.reshape(-1, 12)
+        stored = torch.empty(len(held), 4, 3, dtype=torch.uint8, device=lanes.device)
+        stored[..., 0] = held[:, 0:8:2]
+        stored[..., 1] = held[:, 1:8:2] << 4
+        stored[..., 2] = held[:, 1:8:2] >> 4
+        for group in range(8):
+            for k in range(4):
+                further = held[:, 8 + k] >> group & 1
+                stored[:, group // 2, 1 + group % 2] |= further << (k + group % 2 * 4)
+        return stored.view(lanes.shape)
 
     def _tiles(self, held: Stored, rows: int, cols: int) -> torch.Tensor:
         """The fragments behind the table, uint8 [tiles, chunks, bytes]."""
@@ -162,16 +169,12 @@ def _header_of(trellis: Trellis) -> torch.Tensor:
     return table_bytes(trellis.table, trellis.spread).flatten()
 
 
-def _columns(count: int, like: torch.Tensor) -> torch.Tensor:
-    return torch.arange(count, dtype=torch.int32, device=like.device)
-
-
 def table_bytes(table: torch.Tensor, spread: int = 0) -> torch.Tensor:
     """The table int8 [windows, 2, dim] as words of positive points, uint8 [windows, 4].
 
-    Sums of two points are those of the table plus 128. In groups of two weights a byte for each
-    point of a weight, the own group's first. In groups of four only that one: the other one is 16
-    times the word (csrc/core/overlap.h).
+    Sums of two points are those of the table plus 128, with a spread plus what that leaves of 128.
+    In groups of two weights a byte for each point of a weight, the own group's first. In groups of
+    four only that one, from which the other follows (csrc/core/overlap.h).
 
     Raises:
         ValueError: if the points do not fit.
@@ -184,6 +187,8 @@ def table_bytes(table: torch.Tensor, spread: int = 0) -> torch.Tensor:
                 f"table has second points that are not {_SPREAD_FACTOR} times the lower three bits "
                 "of the first ones"
             )
+        if spread != _BIAS - _FIRST - _SECOND:
+            raise ValueError(f"spread is {spread}, expected {_BIAS - _FIRST - _SECOND}")
         if int(words.max()) + int(tied.max()) + 2 * spread > 255:
             raise ValueError(
                 "table has points whose sums with the bias of 128 and the spread do not fit a byte"

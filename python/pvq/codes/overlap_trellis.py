@@ -109,7 +109,10 @@ class Trellis:
 
     def _with_signs(self, x: Tensor, symbol: Tensor, state: Tensor) -> Tensor:
         """``symbol`` [rows, groups] behind states [rows], with the bits that bring it next to x."""
-        before = torch.cat([state[:, None], symbol[:, :-1].int()], 1)  # a state is a symbol
+        # Windows are symbols here, and a state the last ones of those, the oldest lowest.
+        mask = (1 << self.step_bits) - 1
+        older = [state[:, None] >> i * self.step_bits & mask for i in range(self.lag)]
+        before = torch.cat([*older, symbol.int()], 1)[:, : symbol.shape[1]]
         middle = self.points[symbol.int(), 0] + self.points[before, 1]
         above = (x.view(middle.shape) >= middle).short()
         place = torch.arange(self.dim, dtype=torch.int16, device=x.device) + self.step_bits
