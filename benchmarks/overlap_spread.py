@@ -11,14 +11,15 @@ from dataclasses import dataclass
 
 import torch
 from overlap_tables import (
-    BLOCK,
-    LEAD,
+    FINE,
     SWEEPS,
     Phases,
     Trellis,
     decode,
     gaussian,
     improve,
+    led,
+    search,
     windows,
 )  # fmt: skip
 
@@ -67,14 +68,11 @@ QUICK = ((1 << 14, 30), (1 << 16, 20))
 QUICK_TYING = ((1 << 16, 20),)
 
 
-def search(x: torch.Tensor, table: torch.Tensor, trellis: Trellis, spread: float) -> torch.Tensor:
-    """The best windows [rings, groups] for the weights `x` [rings, cols]."""
-    symbol = torch.ops.pvq.overlap_search(
-        *(x, table.float().to(x.device), trellis.step_bits, trellis.lag),
-        ring=True,
-        spread=spread,
-    )[0]
-    return windows(symbol, trellis)
+def best_windows(
+    x: torch.Tensor, table: torch.Tensor, trellis: Trellis, spread: float
+) -> torch.Tensor:
+    """Of the weights `x` [rings, BLOCK], [rings, groups]."""
+    return windows(search(x, table, trellis, spread=spread), trellis)
 
 
 def rest(
@@ -94,14 +92,14 @@ def turn(
     x: torch.Tensor, table: torch.Tensor, trellis: Trellis, spread: float
 ) -> tuple[torch.Tensor, float]:
     """Moves the points of `table` to fit `x`; the windows they were for, and the best spread."""
-    window = search(x, table, trellis, spread)
+    window = best_windows(x, table, trellis, spread)
     sign = signs(rest(x, window, table, trellis))
     for _ in range(SWEEPS // 2):
         target = (x.view(sign.shape) - spread * sign).float().reshape(x.shape)
         improve(target, window, table, trellis)
         # in integers, so that the order of the sum does not matter
         step = sign * rest(x, window, table, trellis)
-        spread = float((step * 2.0**24).round().long().sum()) / 2**24 / step.numel()
+        spread = float((step * FINE).round().long().sum()) / FINE / step.numel()
     return window, spread
 
 
@@ -141,17 +139,11 @@ def tie(
     results = []
     for spread in spreads:
         unit = spread / form.spread
-        generator = torch.Generator().manual_seed(1)
-        leading = table / unit
-        points = tied_points(leading, torch.ones(len(table), 2, dtype=torch.float64), form)
-        for samples, turns in phases:
-            for _ in range(turns):
-                better = points * unit
-                x = gaussian(samples, generator).to(device)
-                window, _ = turn(x, better, trellis, spread)
-                leading += LEAD * (better / unit - points)
-                count = torch.bincount(window.flatten(), minlength=len(table)).cpu().double()
-                points = tied_points(leading, count[:, None].expand(-1, 2) + 1e-3, form)
+        points = led(
+            *(table, unit, phases, device),
+            lambda target, weight: tied_points(target, weight, form),
+            lambda x, better, spread=spread: turn(x, better, trellis, spread)[0],
+        )
         e = error(points * unit, trellis, spread, 1 << 21, seed=8, device=device)
         results.append((e, unit, points))
     _, unit, points = min(results, key=lambda result: result[0])
@@ -167,7 +159,6 @@ def error(
     device: str = "cpu",
 ) -> float:
     """Mean square error on a unit Gaussian source, for a table in units of its deviation."""
-    x = torch.randn(weights, generator=torch.Generator().manual_seed(seed)).view(-1, BLOCK)
-    x = x.to(device)
-    left = rest(x, search(x, table, trellis, spread), table, trellis)
+    x = gaussian(weights, torch.Generator().manual_seed(seed)).to(device)
+    left = rest(x, best_windows(x, table, trellis, spread), table, trellis)
     return float((left.abs() - spread).square().sum() / x.double().square().sum())

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,13 +101,18 @@ def gaussian(count: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def search(
-    x: torch.Tensor, table: torch.Tensor, trellis: Trellis, block: int = BLOCK
+    x: torch.Tensor,
+    table: torch.Tensor,
+    trellis: Trellis,
+    block: int = BLOCK,
+    spread: float = 0.0,
 ) -> torch.Tensor:
     """The best symbols [rings, groups] for the weights `x`, cut into rings of `block`."""
     return torch.ops.pvq.overlap_search(
         *(x.reshape(-1, block), table.float().to(x.device), trellis.step_bits, trellis.lag),
         ring=True,
         beam=trellis.beam,
+        spread=spread,
     )[0]
 
 
@@ -199,6 +205,32 @@ def round_points(table: torch.Tensor, largest: int = LARGEST) -> tuple[torch.Ten
     return whole, unit
 
 
+def led(
+    table: torch.Tensor,
+    unit: float,
+    phases: Phases,
+    device: str,
+    tied: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    turn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Tied points in units of `unit`, led from `table` by what training would change of them.
+
+    `tied` says which are next to real points, by weights of these; `turn` moves real points to fit
+    samples and says which windows they were for.
+    """
+    generator = torch.Generator().manual_seed(1)
+    leading = table / unit
+    points = tied(leading, torch.ones(len(table), 2, dtype=torch.float64))
+    for samples, turns in phases:
+        for _ in range(turns):
+            better = points * unit
+            window = turn(gaussian(samples, generator).to(device), better)
+            leading += LEAD * (better / unit - points)
+            count = torch.bincount(window.flatten(), minlength=len(table)).cpu().double()
+            points = tied(leading, count[:, None].expand(-1, 2) + 1e-3)
+    return points
+
+
 def tie(
     table: torch.Tensor,
     trellis: Trellis,
@@ -207,20 +239,15 @@ def tie(
     device: str = "cpu",
 ) -> tuple[torch.Tensor, float]:
     """Tied points that fit as `table` does, and their unit: those of least error."""
+
+    def turn(x: torch.Tensor, better: torch.Tensor) -> torch.Tensor:
+        window = windows(search(x, better, trellis), trellis)
+        improve(x, window, better, trellis)
+        return window
+
     results = []
     for unit in units:
-        generator = torch.Generator().manual_seed(1)
-        leading = table / unit
-        points = tied_points(leading, torch.ones(len(table), 2, dtype=torch.float64))
-        for samples, turns in phases:
-            for _ in range(turns):
-                x = gaussian(samples, generator).to(device)
-                window = windows(search(x, points * unit, trellis), trellis)
-                better = points * unit
-                improve(x, window, better, trellis)
-                leading += LEAD * (better / unit - points)
-                count = torch.bincount(window.flatten(), minlength=len(table)).cpu().double()
-                points = tied_points(leading, count[:, None].expand(-1, 2) + 1e-3)
+        points = led(table, unit, phases, device, tied_points, turn)
         e = error(points * unit, trellis, 1 << 21, seed=8, device=device)
         results.append((e, unit, points))
     _, unit, points = min(results, key=lambda result: result[0])

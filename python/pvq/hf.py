@@ -16,7 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from pvq import _core
-from pvq.config import FORMAT_VERSION, PVQConfig, check_code_version, check_format_version
+from pvq.config import FORMAT_VERSION, PVQConfig, check_format_version
 from pvq.embedding import PVQEmbedding, PVQTiedHead
 from pvq.grouping import group_projections
 from pvq.integrity import checksum_metadata, read_headers, verify_checksums
@@ -89,8 +89,7 @@ class PVQQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self.default = dict(default or {})
         self.layers = {name: dict(changes) for name, changes in (layers or {}).items()}
         self.tied = dict(tied or {})
-        for config in self.layer_configs().values():
-            check_code_version(config.code, format_version)
+        self.layer_configs()
 
     @classmethod
     def of_layers(
@@ -103,8 +102,11 @@ class PVQQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
 
     def layer_configs(self) -> dict[str, PVQConfig]:
         """The configuration of every quantized module."""
+        of = {"format_version": self.format_version}
         return {
-            name: PVQConfig.from_dict(changes if "code" in changes else self.default | changes)
+            name: PVQConfig.from_dict(
+                (changes if "code" in changes else self.default | changes) | of
+            )
             for name, changes in self.layers.items()
         }
 
