@@ -31,10 +31,12 @@ __global__ void __maxnreg__(registers_of(kPlace))
   const PieceRotation rotation(a.block, a.type);
   const PieceShare share{warp, warps};
   const PieceSigns signs(a, share, 0);
+  const ScaleTeam<kForm> team{reinterpret_cast<float*>(dynamic_shared()), kWarps};
   wait_for_previous_kernel();
   if (blockIdx.x == 0 && first == 0)
     for (int i = threadIdx.x; i < num_counters; i += kWarps * 32) counters[i] = 0;
-  if (first < end) quantize_share<kInputs, kForm>(a, rotation, signs, out, {first, end}, share);
+  if (first < end)
+    quantize_share<kInputs, kForm>(a, rotation, signs, out, {first, end}, share, team);
   const int last = min(first + tokens, (out.rows + a.slots - 1) / a.slots);
   for (int token = max(end, first); token < last; ++token)
     write_padding<kForm>(a, out, token, warp, warps);
@@ -50,8 +52,8 @@ int launch_inputs(const ProductTask& task, int num_counters, cudaStream_t stream
                        unsigned((tokens + run - 1) / run)};
     const cudaError_t error = prefer_shared_memory(kernel);
     if (error != cudaSuccess) return error;
-    return launch_overlapped(kernel, grid, block_warps * 32, 0, stream, x, task.quantized, int(run),
-                             task.counters, num_counters);
+    return launch_overlapped(kernel, grid, block_warps * 32, ScaleTeam<kForm>::bytes(block_warps),
+                             stream, x, task.quantized, int(run), task.counters, num_counters);
   };
   // Beside products there are few warps. Where most of them had to take two pieces or more, that
   // would take longer than a launch in between.
@@ -90,6 +92,8 @@ int quantize_activations(const ProductTask& task, ActivationForm form, int num_c
       return launch<ActivationForm::kInt8Lanes>(task, num_counters, stream);
     case ActivationForm::kInt8Steps:
       return launch<ActivationForm::kInt8Steps>(task, num_counters, stream);
+    case ActivationForm::kInt8LongSteps:
+      return launch<ActivationForm::kInt8LongSteps>(task, num_counters, stream);
     default:
       return launch<ActivationForm::kFloat16Steps>(task, num_counters, stream);
   }

@@ -1,5 +1,5 @@
 // Activations for the products: rotated by blocks of a power of two up to 1024 columns, then
-// narrowed to int8, or to float16 with a power of two as the scale, for each row and 128 or 256
+// narrowed to int8, or to float16 with a power of two as the scale, for each row and scale_cols
 // columns.
 //
 // A warp rotates a piece of 256 columns on the tensor cores. A Hadamard transform is one 2 x 2
@@ -166,8 +166,36 @@ __device__ __forceinline__ void load_piece(const Activations& a, int token, int 
   }
 }
 
-// The largest magnitude of the columns that share a scale: the 128 that a lane and 15 others hold,
-// or all of the piece.
+// The warps that narrow the columns of a scale: neighbours in a block, a piece each.
+template <ActivationForm kForm>
+struct ScaleTeam {
+  static constexpr int kWarps = scale_cols(kForm) > kPieceCols ? scale_cols(kForm) / kPieceCols : 1;
+  static_assert(kWarps == 1 || kWarps == 4);
+  // Of shared memory, at a multiple of 16: two places for each warp of the block in turn, so that
+  // one barrier a time is enough.
+  static constexpr int bytes(int block_warps) {
+    return kWarps == 1 ? 0 : 2 * block_warps * int(sizeof(float));
+  }
+  float* places;
+  int block_warps, turn = 0;
+
+  // The first warp of the calling one's team.
+  static __device__ __forceinline__ int first_of(int warp) { return warp & -kWarps; }
+  // Of all warps of the team.
+  __device__ __forceinline__ float largest(float mine) {
+    if constexpr (kWarps == 1) return mine;
+    const int warp = threadIdx.x / 32;
+    float* const now = places + turn * block_warps;
+    turn ^= 1;
+    if (threadIdx.x % 32 == 0) now[warp] = mine;
+    barrier_of_team(warp / kWarps);
+    const float4 all = *reinterpret_cast<const float4*>(now + first_of(warp));
+    return max_or_nan(max_or_nan(all.x, all.y), max_or_nan(all.z, all.w));
+  }
+};
+
+// The largest magnitude of the columns that share a scale and are in the piece: the 128 that a lane
+// and 15 others hold, or all.
 __device__ __forceinline__ float largest_of(ActivationForm form, const float (&v)[2][4]) {
   float largest = 0;
 #pragma unroll
@@ -175,7 +203,7 @@ __device__ __forceinline__ float largest_of(ActivationForm form, const float (&v
 #pragma unroll
     for (int i = 0; i < 4; ++i) largest = max_or_nan(largest, fabsf(v[p][i]));
 #pragma unroll
-  for (int distance = 1; distance < scale_cols(form) / 8; distance *= 2)
+  for (int distance = 1; distance < min(scale_cols(form), kPieceCols) / 8; distance *= 2)
     largest = max_or_nan(largest, __shfl_xor_sync(~0u, largest, distance));
   return largest;
 }
@@ -236,8 +264,9 @@ __device__ __forceinline__ void write_integers(const Activations& a,
 // Writes a rotated piece of one token as int8; `factor` is what the transform still lacks.
 template <ActivationForm kForm>
 __device__ __forceinline__ void write_int8(const Activations& a, const QuantizedActivations& out,
-                                           int token, int first, float factor, float (&v)[2][4]) {
-  const float largest = largest_of(kForm, v);
+                                           int token, int first, float factor,
+                                           ScaleTeam<kForm>& team, float (&v)[2][4]) {
+  const float largest = team.largest(largest_of(kForm, v));
   const float inverse = largest > 0 ? 127.0f * reciprocal(largest) : 0.0f;
   write_integers<kForm, 254>(a, out, token, first, largest * factor * (1 / 127.0f), inverse, v);
 }
@@ -273,7 +302,8 @@ __device__ __forceinline__ void rotate_and_write(const Activations& a,
                                                  const PieceRotation& rotation,
                                                  const PieceSigns& signs,
                                                  const QuantizedActivations& out, int token, int n,
-                                                 int first, uint2 (&raw)[kInputs][2]) {
+                                                 int first, ScaleTeam<kForm>& team,
+                                                 uint2 (&raw)[kInputs][2]) {
   // Of what the block's pieces are multiplied by, their signs have theirs.
   PieceSigns all = signs;
   if constexpr (kInputs > 1) all.multiply(first / kPieceCols & (kInputs - 1));
@@ -288,7 +318,7 @@ __device__ __forceinline__ void rotate_and_write(const Activations& a,
   if constexpr (kForm == ActivationForm::kFloat16Steps) {
     write_float16(a, out, token, first, factor, v);
   } else {
-    write_int8<kForm>(a, out, token, first, factor, v);
+    write_int8<kForm>(a, out, token, first, factor, team, v);
   }
 }
 
@@ -298,13 +328,15 @@ struct TokenRange {
 };
 
 // The loop is not unrolled: code that runs once waits for its own instructions to arrive, at a line
-// of 128 bytes a time. `first_signs` are those of n = 0.
+// of 128 bytes a time. `first_signs` are those of n = 0. Warps of a team go on together, also
+// where only the first of them have columns.
 template <int kInputs, ActivationForm kForm>
 __device__ __forceinline__ void quantize_share(const Activations& a, const PieceRotation& rotation,
                                                const PieceSigns& first_signs,
                                                const QuantizedActivations& out, TokenRange tokens,
-                                               const PieceShare& share) {
-  if (share.column(0) >= a.cols) return;
+                                               const PieceShare& share, ScaleTeam<kForm> team) {
+  const PieceShare leader{team.first_of(share.warp), share.warps};
+  if (leader.column(0) >= a.cols) return;
   uint2 next[kInputs][2];
   int next_token = tokens.first, next_n = 0;
   const auto load_next = [&] {
@@ -322,14 +354,14 @@ __device__ __forceinline__ void quantize_share(const Activations& a, const Piece
 #pragma unroll
     for (int k = 0; k < kInputs; ++k) raw[k][0] = next[k][0], raw[k][1] = next[k][1];
     ++next_n;
-    if (share.column(next_n) >= a.cols) next_n = 0, ++next_token;
+    if (leader.column(next_n) >= a.cols) next_n = 0, ++next_token;
     load_next();
     if (n == 0) {
       signs = first_signs;
     } else if (kInputs > 1 || n % 4 == 0) {
       signs = PieceSigns(a, share, n);
     }
-    rotate_and_write<kInputs, kForm>(a, rotation, signs, out, token, n, share.column(n), raw);
+    rotate_and_write<kInputs, kForm>(a, rotation, signs, out, token, n, share.column(n), team, raw);
   }
 }
 
@@ -337,14 +369,15 @@ template <ActivationForm kForm>
 __device__ __forceinline__ void quantize_tokens(const Activations& a, const PieceRotation& rotation,
                                                 const PieceSigns& signs,
                                                 const QuantizedActivations& out, TokenRange tokens,
-                                                const PieceShare& share) {
+                                                const PieceShare& share,
+                                                const ScaleTeam<kForm>& team) {
   switch (inputs_of(a.block)) {
     case 1:
-      return quantize_share<1, kForm>(a, rotation, signs, out, tokens, share);
+      return quantize_share<1, kForm>(a, rotation, signs, out, tokens, share, team);
     case 2:
-      return quantize_share<2, kForm>(a, rotation, signs, out, tokens, share);
+      return quantize_share<2, kForm>(a, rotation, signs, out, tokens, share, team);
     default:
-      return quantize_share<4, kForm>(a, rotation, signs, out, tokens, share);
+      return quantize_share<4, kForm>(a, rotation, signs, out, tokens, share, team);
   }
 }
 

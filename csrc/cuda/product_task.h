@@ -31,9 +31,10 @@ struct Activations {
 //                  that read one unit of two rows never meet in a shared-memory bank
 //   kInt8Steps     column 32 t + 8 s + 4 h + i at byte 4 t + i of unit 2 s + h: the operand of a
 //                  warpgroup's products (wgmma.cuh), whose unit u stands at u ^ (row % 8)
+//   kInt8LongSteps the same, with fewer scales
 //   kFloat16Steps  two sections b of 64 columns: 16 t + 4 q + 2 h + i of them at value 2 t + i of
 //                  unit 2 q + h, swizzled alike
-enum class ActivationForm { kInt8Lanes, kInt8Steps, kFloat16Steps };
+enum class ActivationForm { kInt8Lanes, kInt8Steps, kInt8LongSteps, kFloat16Steps };
 
 constexpr int kSectionBytes = 128;
 PVQ_HD constexpr int sections_of(ActivationForm form) {  // of a row and chunk
@@ -42,9 +43,12 @@ PVQ_HD constexpr int sections_of(ActivationForm form) {  // of a row and chunk
 
 constexpr int kOneGroup = 30;  // group_bits of rows that are all one group
 
-// Columns that share a scale. Products of warpgroups take two chunks before they fold the sums.
+// Columns that share a scale. Products of warpgroups fold their sums where it ends: for many rows
+// of activations, where that takes long, there are fewer.
 PVQ_HD constexpr int scale_cols(ActivationForm form) {
-  return form == ActivationForm::kInt8Lanes ? kChunkCols : 2 * kChunkCols;
+  return form == ActivationForm::kInt8Lanes       ? kChunkCols
+         : form == ActivationForm::kInt8LongSteps ? 8 * kChunkCols
+                                                  : 2 * kChunkCols;
 }
 
 // Rotated activations, value = scale * stored, with one scale a row and scale_cols columns, a power

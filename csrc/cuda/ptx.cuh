@@ -42,6 +42,15 @@ __device__ __forceinline__ uint32_t byte_signs(uint32_t word) {
   return byte_permute(word, 0, 0xBA98);
 }
 
+// Makes the compiler keep a value in a register, instead of finding it anew where it is used.
+__device__ __forceinline__ void hold(uint32_t& value) { asm volatile("" : "+r"(value)); }
+// Zero; volatile, so that it is not set where it may not be needed.
+__device__ __forceinline__ uint32_t zero_here() {
+  uint32_t r;
+  asm volatile("mov.u32 %0, 0;" : "=r"(r));
+  return r;
+}
+
 // At `address` + kOffset. For tables that nothing writes while they are read: not volatile.
 template <int kOffset>
 __device__ __forceinline__ uint32_t look_up_word(uint32_t address) {
@@ -139,6 +148,10 @@ __device__ __forceinline__ void take_registers() {
 // A barrier of the first `threads` threads of the block, whole warps.
 __device__ __forceinline__ void barrier_of_first(int threads) {
   asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");
+}
+// A barrier of four warps that follow each other, of which number 4 `team` is the first.
+__device__ __forceinline__ void barrier_of_team(int team) {
+  asm volatile("bar.sync %0, 128;" ::"r"(4 + team) : "memory");
 }
 // Turns of two warpgroups, 0 and 1, which need as many as each other: one waits for its turn until
 // the other has given it. The first turn of all must be given too.

@@ -96,9 +96,9 @@ int table_product_cuda(const TableProduct& t, void* stream) {
   task.chunks = int(t.cols / kChunkCols);
   const int processors = device_limits().multiprocessors;
   if (!is_narrow(t)) {
-    constexpr ActivationForm kForm = ActivationForm::kInt8Steps;
-    workspace_of(t).place(t.workspace, tile_of(t), columns_of(t), &task);
-    if (const int error = prepare_activations(t, task, kForm, plan_of(t).groups, queue))
+    const WideTile tile = tile_of(t);
+    workspace_of(t).place(t.workspace, tile, columns_of(t), &task);
+    if (const int error = prepare_activations(t, task, tile.form, plan_of(t).groups, queue))
       return error;
     return wide_launch(t.format)(task, processors, queue);
   }

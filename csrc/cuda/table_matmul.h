@@ -57,10 +57,10 @@ struct TableProduct {
 int64_t table_product_workspace(const TableProduct& task);
 
 // y = rotate(x) W^T with int8 activations (one scale a token and 128 columns, 256 where more than
-// kNarrowRows rows are multiplied together) and exact int32 sums of as many, added up in float32 in
-// a fixed order. The residual pass quantizes what rounding left once more. One launch for one token
-// of few columns without it, else two launches. Points are multiplied as table_points.h says, in
-// two launches. Returns a cudaError_t.
+// kNarrowRows rows are multiplied together, 1024 where more than 32 are) and exact int32 sums of as
+// many, added up in float32 in a fixed order. The residual pass quantizes what rounding left once
+// more. One launch for one token of few columns without it, else two launches. Points are
+// multiplied as table_points.h says, in two launches. Returns a cudaError_t.
 int table_product_cuda(const TableProduct& task, void* stream);
 
 }  // namespace pvq

@@ -26,8 +26,9 @@ __global__ void __launch_bounds__(kWarps * 32)
     write_padding<kForm>(a, out, token, warp, gridDim.x * kWarps);
     return;
   }
+  ScaleTeam<kForm> team{reinterpret_cast<float*>(dynamic_shared()), kWarps};
   const int first = warp * kPieceCols;
-  if (first >= a.cols) return;
+  if (team.first_of(warp) * kPieceCols >= a.cols) return;
   // Columns as write_integers takes them; zeros beyond the last.
   const int g = lane / 4, t = lane % 4;
   float v[2][4], amplitude[2];
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   } else {
 #pragma unroll
     for (int i = 0; i < 8; ++i) v[i / 4][i % 4] *= amplitude[i / 4];
-    write_int8<kForm>(a, out, token, first, 1.0f, v);
+    write_int8<kForm>(a, out, token, first, 1.0f, team, v);
   }
 }
 
@@ -68,17 +69,22 @@ int launch(const PointsOperand& points, const ProductTask& task, int num_counter
   const int64_t warps = (x.cols + kPieceCols - 1) / kPieceCols;
   const int64_t tokens = (task.quantized.rows + x.slots - 1) / x.slots;
   const dim3 grid = {unsigned((warps + kWarps - 1) / kWarps), unsigned(tokens)};
-  return launch_overlapped(points_kernel<kForm>, grid, kWarps * 32, 0, stream, points, x,
-                           task.quantized, task.counters, num_counters);
+  return launch_overlapped(points_kernel<kForm>, grid, kWarps * 32, ScaleTeam<kForm>::bytes(kWarps),
+                           stream, points, x, task.quantized, task.counters, num_counters);
 }
 
 }  // namespace
 
 int quantize_points(const PointsOperand& points, const ProductTask& task, ActivationForm form,
                     int num_counters, cudaStream_t stream) {
-  return form == ActivationForm::kInt8Lanes
-             ? launch<ActivationForm::kInt8Lanes>(points, task, num_counters, stream)
-             : launch<ActivationForm::kInt8Steps>(points, task, num_counters, stream);
+  switch (form) {
+    case ActivationForm::kInt8Lanes:
+      return launch<ActivationForm::kInt8Lanes>(points, task, num_counters, stream);
+    case ActivationForm::kInt8Steps:
+      return launch<ActivationForm::kInt8Steps>(points, task, num_counters, stream);
+    default:
+      return launch<ActivationForm::kInt8LongSteps>(points, task, num_counters, stream);
+  }
 }
 
 }  // namespace pvq

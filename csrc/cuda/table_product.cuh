@@ -301,7 +301,7 @@ __global__ void __maxnreg__(launch_registers(kRows))
     const PieceShare share{warp, kWarps};
     const PieceSigns signs(x, share, 0);
     wait_for_previous_kernel();
-    quantize_tokens<kForm>(x, rotation, signs, a, {0, x.tokens}, share);
+    quantize_tokens<kForm>(x, rotation, signs, a, {0, x.tokens}, share, {});
   } else {
     wait_for_previous_kernel();
   }

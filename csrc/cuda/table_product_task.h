@@ -18,8 +18,8 @@ ProductLaunch table_product_2, table_product_3, table_product_4;
 ProductLaunch overlap_product_4, overlap_product_5, overlap_product_6, overlap_product_7,
     overlap_product_8;
 
-// Any number; warpgroups own rows. Needs activations in the form kInt8Steps, in groups of
-// table_wide_columns.
+// Any number; warpgroups own rows. Needs activations in groups of table_wide_columns and in the
+// form of table_wide_tile.
 ProductLaunch table_product_wide_2, table_product_wide_3, table_product_wide_4;
 ProductLaunch overlap_product_wide_4, overlap_product_wide_5, overlap_product_wide_6,
     overlap_product_wide_7, overlap_product_wide_8;
@@ -35,12 +35,13 @@ inline int table_wide_columns(int rows, int64_t weight_rows, int multiprocessors
   if (columns == 128 && (rows - 1) % 128 < 64 && rows < 256) columns = 64;
   return columns;
 }
-// 128 columns need the registers of two warpgroups, which read them for 128 rows.
+// 128 columns need the registers of two warpgroups, which read them for 128 rows. From 64 on to
+// fold sums takes long: fewer scales.
 PVQ_HD constexpr WideTile table_wide_tile(TableFormat format, int columns) {
   return {columns,
           columns == 128 ? 2 : 4,
           columns <= 64 ? 4 : 2,
-          ActivationForm::kInt8Steps,
+          columns <= 32 ? ActivationForm::kInt8Steps : ActivationForm::kInt8LongSteps,
           format.chunk_bytes(),
           true,
           format.table_words() == 256,

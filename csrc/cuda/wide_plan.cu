@@ -23,14 +23,15 @@ WidePlan WidePlan::of(const WideTile& tile, int64_t rows, int64_t chunks, int64_
     plan.row_parts = tile.warpgroups / plan.depth;
     const int64_t group_rows = kWarpgroupRows * plan.row_parts;
     plan.groups = int((rows + group_rows - 1) / group_rows * plan.column_groups);
-    // Two chunks a step and warpgroup, so that sums are folded half as often, if two stages fit.
+    // Two chunks a step and warpgroup, which cost less to copy than one twice, if there are stages
+    // enough: with 128 columns warpgroups have weights of two at a time.
     for (plan.run = 2;; plan.run = 1) {
       plan.stage_bytes =
           int(round_up(tile.value_bytes(plan.step_chunks()) + tile.scale_bytes(plan.step_chunks()) +
                            4 * tile.warpgroups * plan.run * tile.chunk_bytes,
                        1024));
       plan.stages = std::min(kMostStages, (tile.ring_end() - tile.ring()) / plan.stage_bytes);
-      if (plan.stages >= 2 || plan.run == 1) break;
+      if (plan.stages >= (tile.columns == 128 ? 3 : 2) || plan.run == 1) break;
     }
     plan.split.group_steps = int((chunks + plan.step_chunks() - 1) / plan.step_chunks());
     plan.split.steps = int64_t(plan.groups) * plan.split.group_steps;
@@ -39,9 +40,11 @@ WidePlan WidePlan::of(const WideTile& tile, int64_t rows, int64_t chunks, int64_
         plan.split.steps >= int64_t(kLongRun) * multiprocessors)
       break;
   }
+  plan.fold_steps = std::max(1, scale_cols(tile.form) / (kChunkCols * plan.step_chunks()));
   plan.split.blocks = int(std::min<int64_t>(plan.split.steps, multiprocessors));
-  const int64_t cut = plan.split.steps / plan.split.blocks + tile.cut_steps;
-  if (plan.groups <= multiprocessors && plan.split.group_steps <= cut)
+  const int64_t run_steps = (plan.split.steps + plan.split.blocks - 1) / plan.split.blocks;
+  if (plan.groups <= multiprocessors &&
+      plan.split.group_steps <= run_steps + 2 * tile.cut_steps / plan.run)
     plan.split.blocks = plan.groups;
   return plan;
 }

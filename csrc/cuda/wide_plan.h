@@ -51,6 +51,7 @@ struct WideTile {
 struct WidePlan {
   WorkSplit split;
   int row_parts, depth, run, column_groups, groups;
+  int fold_steps;  // steps of the columns of a scale
   // Of the ring, whose stages hold a step's activations, their scales, and its codes tile by tile.
   int stages, stage_bytes;
 

@@ -1,10 +1,15 @@
 // The skeleton of the products for many tokens, which table_wide.cuh and plane_wide.cuh fill in.
 //
-// A warpgroup decodes 64 rows of a chunk (128 columns) into registers, multiplies them with
-// kColumns rows of activations in shared memory (wgmma), and folds the sums into float sums, times
-// the activations' scales. The warpgroups of a block share the activations if they take other rows,
-// or add their sums up at the end if they take other chunks of the same rows (wide_plan.h). One
-// more warpgroup copies codes and activations into a ring of stages, one a step.
+// A warpgroup decodes 64 rows of a chunk (128 columns) into registers and multiplies them with
+// kColumns rows of activations in shared memory (wgmma). Where a scale of the activations ends it
+// folds the sums into float sums, times that scale. The warpgroups of a block share the activations
+// if they take other rows, or add their sums up at the end if they take other chunks of the same
+// rows (wide_plan.h). One more warpgroup copies codes and activations into a ring of stages, one a
+// step.
+//
+// A warpgroup decodes while others multiply, of four some always do. Of two both might do the same
+// at the same time, so they take turns at the tensor cores: one after each product, where decoding
+// a chunk takes no longer than a product, else after two, and decode what comes next meanwhile.
 //
 // Blocks take equal runs of steps (work_split.h), at most one block an SM. A group that is cut
 // between blocks belongs to the one that has its first steps, the last of that block's run; the
@@ -21,12 +26,11 @@
 //   kHeaderBytes, kChunkBytes   chunks of a tile follow each other behind a header, tiles likewise;
 //                               kChunkBytes 0 if the task says how many
 //   kHalfOdd                    the result is 2 sums + the sum of the activations, not the sums
-//   kAhead                      whether there are registers to decode a step while the one before
-//   it
-//                               is multiplied, where two warpgroups take turns
+//   kTakesTurns                 whether two warpgroups take turns
+//   kTurnsOfPairs               of two products, where a step has two
 //   tile(columns)               of an instance
 //   prepare(weights, table, threads)       fills the table, if tiles have one
-//   Tile      a chunk in registers: load(from_shared, lane); done() behind wgmma_wait()
+//   Tile      a chunk in registers: load(from_shared, lane), clear(); done() behind wgmma_wait()
 //             with tables of their own, prepare and load get the task before all else
 //   Sum       float or int, and sum_of(Sum) the float that it means
 //   multiply(tile, sections, section_bytes, add, sums)   starts the products of a chunk
@@ -48,16 +52,17 @@ struct WideShape {
   static constexpr int kSections = sections_of(Operand::tile(kColumns).form);
   static constexpr int kSectionRows = kColumns * kSectionBytes;  // bytes of a section's rows
   static constexpr int kItems = kColumns / 8;                    // float4 of sums a thread
+  static constexpr int kScaleChunks = scale_cols(Operand::tile(kColumns).form) / kChunkCols;
 
   static PVQ_HD constexpr WideTile tile() { return Operand::tile(kColumns); }
   static_assert(!tile().gaps || tile().exchange_bytes() <= kTableGapBytes);
   static constexpr int kWarps = 4 * tile().warpgroups;  // that multiply
   static constexpr int kMultiplyingThreads = 32 * kWarps;
   static constexpr int kThreads = kMultiplyingThreads + 128;
-  // Two warpgroups keep the tensor cores busy if one decodes and folds while the other multiplies,
-  // not if both do the same at the same time: they take turns.
-  static constexpr bool kTurns = tile().warpgroups == 2;
-  static constexpr bool kAhead = kTurns && Operand::kAhead;
+  static constexpr bool kTurns = tile().warpgroups == 2 && Operand::kTakesTurns;
+  // Chunks that a warpgroup has in registers. Where four of them take 64 rows of activations there
+  // is room for one.
+  static constexpr int kTiles = kColumns == 64 && tile().warpgroups == 4 ? 1 : 2;
   // Of a thread. What the copying warpgroup gives up the others take. Few columns need so few that
   // the kernel which narrows activations has its place beside this one.
   static constexpr int kLaunchRegisters = tile().room_beside()     ? registers_beside(kThreads / 32)
@@ -88,6 +93,18 @@ __device__ __forceinline__ int chunk_bytes_of(const ProductTask& task) {
   else
     return task.chunk_bytes;
 }
+
+// A stage of the ring: its place, the bytes before it, and the parity of the phase of its barriers.
+struct Stage {
+  int slot = 0;
+  uint32_t offset = 0;
+  int phase = 0;
+
+  __device__ __forceinline__ void advance(const WidePlan& plan) {
+    ++slot, offset += plan.stage_bytes;
+    if (slot == plan.stages) slot = 0, offset = 0, phase ^= 1;
+  }
+};
 
 // Where a group's rows and activations begin.
 struct GroupPlace {
@@ -319,17 +336,15 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
 
   // --- the product
   const int step_chunks = plan.step_chunks(), my_chunk = depth * plan.run;
-  const uint32_t first_values = Shape::kRing + my_chunk * Shape::kSections * Shape::kSectionRows;
   constexpr int kChunkScales = kColumns * 2 * int(sizeof(float));
-  const uint32_t first_scales =
-      Shape::kRing + Shape::tile().value_bytes(step_chunks) + my_chunk * kChunkScales;
-  const uint32_t first_codes =
-      Shape::kRing + Shape::tile().value_bytes(step_chunks) +
-      Shape::tile().scale_bytes(step_chunks) +
-      ((part_row * 4 + warp % 4) * step_chunks + my_chunk) * chunk_bytes_of<Operand>(task);
+  constexpr uint32_t kChunkValues = Shape::kSections * Shape::kSectionRows;
+  const uint32_t first_scales = Shape::kRing + Shape::tile().value_bytes(step_chunks);
+  // A chunk of the step that has the scales of the warpgroup's, and is there if those are.
+  const int scale_chunk = step_chunks > Shape::kScaleChunks ? my_chunk : 0;
   float out[kItems][4] = {};
   float offset = 0;  // of column in_group
-  int slot = 0, phase = 0, group = first_group, step = first_step;
+  int group = first_group, step = first_step;
+  Stage next{};                  // to wait for
   bool owner = first_step == 0;  // of the group
   if (Shape::kTurns && warp >= 4) give_turn(0);
   const auto add_sums = [&](auto sums_of) {
@@ -340,106 +355,198 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
     for (int n = 0; n < kItems; ++n)
       out[n][0] += v[n].x, out[n][1] += v[n].y, out[n][2] += v[n].z, out[n][3] += v[n].w;
   };
-  const auto chunks_of = [&](int at) {  // that the warpgroup has in a step
-    return min(plan.run, task.chunks - at * step_chunks - my_chunk);
-  };
-  using Tiles = typename Operand::Tile[2];
-  Tiles ahead;
-  const auto decode = [&](Tiles& tile, int ring_slot, int at, int c) {
-    if (c >= chunks_of(at)) return;
-    const uint32_t codes =
-        first_codes + ring_slot * plan.stage_bytes + c * chunk_bytes_of<Operand>(task);
-    if constexpr (Shape::tile().own_bytes > 0)
-      tile[c].load(task, codes, lane);
-    else
-      tile[c].load(codes, lane);
-  };
-  if constexpr (Shape::kAhead) {
-    if (run > 0) {
-      barrier_wait(Shape::full_barrier(0), 0);
-      decode(ahead, 0, step, 0);
-      decode(ahead, 0, step, 1);
-    }
-  }
-#pragma unroll 1
-  for (int left = run; left > 0; --left) {
-    if constexpr (!Shape::kAhead) barrier_wait(Shape::full_barrier(slot), phase);
-    const uint32_t stage = slot * plan.stage_bytes;
-    const int mine = chunks_of(step);
-    typename Operand::Sum sums[4 * kItems];
-    const uint32_t scales = first_scales + stage;
-    const auto multiply = [&](const Tiles& tile, int c) {
-      wgmma_fence();
-      Operand::multiply(tile[c],
-                        first_values + stage + c * (Shape::kSections * Shape::kSectionRows),
-                        Shape::kSectionRows, c > 0, sums);
-      wgmma_commit();
-      if (Operand::kHalfOdd && in_group < kColumns)
-        offset += __uint_as_float(
-            load_shared_word(scales + c * kChunkScales + (kColumns + in_group) * 4));
-    };
-    const auto fold = [&] {
-#pragma unroll
-      for (int n = 0; n < kItems; ++n) {
-        const uint2 s = load_shared_pair(scales + (8 * n + lane % 4 * 2) * 4);
-        const float scale[2] = {__uint_as_float(s.x), __uint_as_float(s.y)};
-#pragma unroll
-        for (int i = 0; i < 4; ++i)
-          out[n][i] = __fmaf_rn(Operand::sum_of(sums[4 * n + i]), scale[i & 1], out[n][i]);
-      }
-    };
-    const auto wait_for_my_turn = [&] {
-      if constexpr (Shape::kTurns) wait_for_turn(warp / 4);
-    };
-    const auto pass_the_turn = [&] {
-      if constexpr (Shape::kTurns)
-        if (left > 1 || warp < 4) give_turn(1 - warp / 4);
-    };
-    if constexpr (Shape::kAhead) {
-      wait_for_my_turn();
-      if (mine > 0) multiply(ahead, 0);
-      if (mine > 1) multiply(ahead, 1);
-      pass_the_turn();
-      // The next step's weights take the registers of this one's as they become free.
-      const bool wraps = slot + 1 == plan.stages;
-      const int next_slot = wraps ? 0 : slot + 1;
-      const int next_step = step + 1 == split.group_steps ? 0 : step + 1;
-      if (left > 1) barrier_wait(Shape::full_barrier(next_slot), phase ^ int(wraps));
-      if (mine > 1) {
-        wgmma_wait<1>();
-      } else {
-        wgmma_wait<0>();
-      }
-      ahead[0].done();
-      if (left > 1) decode(ahead, next_slot, next_step, 0);
-      wgmma_wait<0>();
-      ahead[1].done();
-      if (left > 1) decode(ahead, next_slot, next_step, 1);
-      if (mine > 0) fold();
-    } else if (mine > 0) {
-      Tiles tile;
-      decode(tile, slot, step, 0);
-      if constexpr (Shape::kTurns)
-        if (mine > 1) decode(tile, slot, step, 1);
-      wait_for_my_turn();
-      multiply(tile, 0);
-      if (mine > 1) {
-        if constexpr (!Shape::kTurns) decode(tile, slot, step, 1);
-        multiply(tile, 1);
-      }
-      pass_the_turn();
-      wgmma_wait<0>();
-      tile[0].done();
-      if (mine > 1) tile[1].done();
-      fold();
+  typename Operand::Sum sums[4 * kItems];
+  // Where the warpgroup's first chunk of a step begins in a stage: its codes and its values.
+  uint32_t my_codes =
+      first_scales + Shape::tile().scale_bytes(step_chunks) +
+      ((part_row * 4 + warp % 4) * step_chunks + my_chunk) * chunk_bytes_of<Operand>(task);
+  hold(my_codes);
+  const uint32_t my_values = Shape::kRing + my_chunk * kChunkValues;
+  // Decodes the warpgroup's chunk c of step `at`; zeros, if the matrix has none there.
+  const auto decode = [&](auto& tile, uint32_t stage_offset, int at, int c) {
+    const uint32_t from = my_codes + stage_offset + c * chunk_bytes_of<Operand>(task);
+    const bool there = at * step_chunks + my_chunk + c < task.chunks;
+    if (!there) {
+      tile.clear();
+    } else if constexpr (Shape::tile().own_bytes > 0) {
+      tile.load(task, from, lane);
     } else {
-      wait_for_my_turn();
-      pass_the_turn();
+      tile.load(from, lane);
     }
+    return there;
+  };
+  // Whether the sums have a product at all.
+  bool any = false;
+  const auto multiply = [&](const auto& tile, uint32_t stage_offset, int c, bool there, bool add) {
+    if (!add) any = there;
+    // Zeros are multiplied with what the stage has of another chunk: all of it is finite.
+    const uint32_t values = there ? my_values + c * kChunkValues : Shape::kRing;
+    wgmma_fence();
+    Operand::multiply(tile, values + stage_offset, Shape::kSectionRows, add, sums);
+    wgmma_commit();
+    if (Operand::kHalfOdd && there && in_group < kColumns)
+      offset += __uint_as_float(load_shared_word(
+          first_scales + stage_offset + (my_chunk + c) * kChunkScales + (kColumns + in_group) * 4));
+  };
+  const auto await_stage = [&](const Stage& stage) {
+    barrier_wait(Shape::full_barrier(stage.slot), stage.phase);
+  };
+  const auto free_stage = [&](int slot) {
     __syncwarp();
     if (lane == 0) barrier_arrive(Shape::free_barrier(slot));
-    if (++slot == plan.stages) slot = 0, phase ^= 1;
-    if (++step < split.group_steps && left > 1) continue;
+  };
+  const auto fold = [&](uint32_t stage_offset) {
+    if (!any) return;
+    const uint32_t scales = first_scales + stage_offset + scale_chunk * kChunkScales;
+#pragma unroll
+    for (int n = 0; n < kItems; ++n) {
+      const uint2 s = load_shared_pair(scales + (8 * n + lane % 4 * 2) * 4);
+      const float scale[2] = {__uint_as_float(s.x), __uint_as_float(s.y)};
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        out[n][i] = __fmaf_rn(Operand::sum_of(sums[4 * n + i]), scale[i & 1], out[n][i]);
+    }
+  };
+  // Behind step `at` the scales are others, or the group or the run is over.
+  const auto end_of = [&](int at, int left) {
+    return min(min((at | (plan.fold_steps - 1)) + 1, split.group_steps), at + left);
+  };
+  typename Operand::Tile tile[Shape::kTiles];
+  // With turns, products come in pairs: of the two chunks of a step, or of two steps.
+  const int pair_steps = 3 - plan.run;
+  Stage first{}, second{};  // of the weights in the tiles
+  bool first_there = false, second_there = false;
+  const auto decode_first = [&](int at) {
+    await_stage(next);
+    first = second = next;
+    next.advance(plan);
+    first_there = decode(tile[0], first.offset, at, 0);
+  };
+  // `end`: of the steps with the same scales.
+  const auto decode_second = [&](int at, int end) {
+    if (pair_steps == 1) {
+      second_there = decode(tile[1], second.offset, at, 1);
+    } else if (at + 1 < end) {
+      await_stage(next);
+      second = next;
+      next.advance(plan);
+      second_there = decode(tile[1], second.offset, at + 1, 0);
+    } else {
+      second_there = false;
+      tile[1].clear();
+    }
+  };
+  const auto multiply_first = [&](bool add) {
+    multiply(tile[0], first.offset, 0, first_there, add);
+  };
+  const auto multiply_second = [&] {
+    multiply(tile[1], second.offset, 2 - pair_steps, second_there, true);
+  };
+  const bool by_pairs = Operand::kTurnsOfPairs && plan.run == 2;
+  if constexpr (Shape::kTurns) {
+    if (run > 0) decode_first(step);
+    if (run > 0 && by_pairs) decode_second(step, end_of(step, run));
+  }
+  int left = run;
+  bool summed = false;  // whether the sums go on
+#pragma unroll 1
+  while (left > 0) {
+    if constexpr (!Shape::kTurns && Shape::kTiles == 2) {
+      await_stage(next);
+      multiply(tile[0], next.offset, 0, decode(tile[0], next.offset, step, 0), summed);
+      if (plan.run > 1)
+        multiply(tile[1], next.offset, 1, decode(tile[1], next.offset, step, 1), true);
+      wgmma_wait<0>();
+      tile[0].done();
+      tile[1].done();
+      --left, ++step;
+      const bool ends = step == split.group_steps || left == 0;
+      summed = !ends && (step & (plan.fold_steps - 1)) != 0;
+      if (!summed) fold(next.offset);
+      free_stage(next.slot);
+      next.advance(plan);
+      if (!ends) continue;
+    } else if constexpr (!Shape::kTurns) {
+      const int begin = step;
+      step = end_of(begin, left);
+      left -= step - begin;
+      int held = -1;  // the stage that the product under way is the last to read
+#pragma unroll 1
+      for (int at = begin; at < step; ++at) {
+        await_stage(next);
+#pragma unroll 1
+        for (int c = 0; c < plan.run; ++c) {
+          wgmma_wait<0>();
+          tile[0].done();
+          if (held >= 0) free_stage(held);
+          held = -1;
+          const bool there = decode(tile[0], next.offset, at, c);
+          multiply(tile[0], next.offset, c, there, at > begin || c > 0);
+        }
+        first = next;
+        held = next.slot;
+        next.advance(plan);
+      }
+      wgmma_wait<0>();
+      tile[0].done();
+      fold(first.offset);
+      free_stage(held);
+      if (step < split.group_steps && left > 0) continue;
+    } else {
+      const int begin = step;
+      step = end_of(begin, left);
+      left -= step - begin;
+      // Of the pair behind that from step `at` on. Its weights take the registers of this one's as
+      // they become free.
+      const auto is_last = [&](int at) { return at + pair_steps >= step; };
+      const auto is_more = [&](int at) { return !is_last(at) || left > 0; };
+      const auto behind = [&](int at) {
+        return !is_last(at) ? at + pair_steps : step == split.group_steps ? 0 : step;
+      };
+      // Who gives the last turn of all finds nobody waiting for it.
+      const auto give = [&](bool more) {
+        if (more || warp < 4) give_turn(1 - warp / 4);
+      };
+      if (by_pairs) {
+#pragma unroll 1
+        for (int at = begin; at < step; at += pair_steps) {
+          wait_for_turn(warp / 4);
+          multiply_first(at > begin);
+          multiply_second();
+          give(is_more(at));
+          const Stage mine = second;
+          wgmma_wait<1>();
+          tile[0].done();
+          if (is_more(at)) decode_first(behind(at));
+          wgmma_wait<0>();
+          tile[1].done();
+          if (is_last(at)) fold(mine.offset);
+          free_stage(mine.slot);
+          if (is_more(at)) decode_second(behind(at), step);
+        }
+      } else {
+#pragma unroll 1
+        for (int at = begin; at < step; at += pair_steps) {
+          wait_for_turn(warp / 4);
+          multiply_first(at > begin);
+          give(true);
+          decode_second(at, step);
+          wgmma_wait<0>();
+          tile[0].done();
+          if (first.slot != second.slot) free_stage(first.slot);
+          wait_for_turn(warp / 4);
+          multiply_second();
+          give(is_more(at));
+          const Stage mine = second;
+          if (is_more(at)) decode_first(behind(at));
+          wgmma_wait<0>();
+          tile[1].done();
+          if (is_last(at)) fold(mine.offset);
+          free_stage(mine.slot);
+        }
+      }
+      if (step < split.group_steps && left > 0) continue;
+    }
 
     // --- the end of a group, or of the run
     if (Operand::kHalfOdd) {
@@ -496,10 +603,12 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
 #pragma unroll
         for (int n = 0; n < kItems; ++n)
           __stcg(mine + n * 128, make_float4(out[n][0], out[n][1], out[n][2], out[n][3]));
-        __threadfence();
       }
       barrier_of_first(Shape::kMultiplyingThreads);
-      if (thread == 0) atomicAdd(task.counters + group, 1u);
+      if (thread == 0) {
+        __threadfence();  // for all that wrote before the barrier
+        atomicAdd(task.counters + group, 1u);
+      }
     }
 #pragma unroll
     for (int n = 0; n < kItems; ++n)

@@ -125,8 +125,9 @@ class CodedModule(nn.Module):
                 refused on the CPU; on the GPU they count as zero, with all of their group.
                 All other choices say what the GPU's products with table and overlapping codes may
                 do to float16 and bfloat16 activations. ``"int8"``, the default, lets them round to
-                8 bits (one scale a token and 128 columns), which is the fastest and costs less than
-                1 % of relative error. ``"int8x2"`` rounds to 15 bits, in two passes: 0.1 %.
+                8 bits (one scale a token and 128 columns, up to 1024 of many tokens), which is the
+                fastest and costs less than 1 % of relative error. ``"int8x2"`` rounds to 15 bits,
+                in two passes: 0.1 %.
                 ``"float"`` never rounds: the codes are expanded for every product, which then takes
                 longer than that of a dense layer; these three round nothing on the CPU, in float32,
                 or with pyramid codes. ``None`` leaves the choice as it is.

@@ -94,8 +94,8 @@ struct Turn {
 
 struct Block {
   explicit Block(int threads) : meeting(threads), warps(threads / 32) {
-    // Poisoned: what is read before it was written shows.
-    shared.assign(kEndAddress, 0xCD);
+    // Poisoned: what is read before it was written shows, as NaN if it is real.
+    shared.assign(kEndAddress, 0xFF);
   }
   Barrier& barrier(uint32_t address) {
     if (address % 8) std::abort();
@@ -111,6 +111,8 @@ struct Block {
   std::mutex barriers_mutex;
   std::map<uint32_t, Barrier> barriers;
   Turn turn[2];
+  std::barrier<> team[4] = {std::barrier<>(128), std::barrier<>(128), std::barrier<>(128),
+                            std::barrier<>(128)};
   std::vector<uint8_t> shared;
   std::barrier<> meeting;
   std::vector<Warp> warps;
@@ -193,8 +195,10 @@ void __stcg(T* p, T value) {
   *p = value;
 }
 template <class T>
-T __shfl_sync(unsigned, T value, int from) {
-  return emulation::among_lanes(value, [&](const T* all) { return all[from & 31]; });
+T __shfl_sync(unsigned, T value, int from, int width = 32) {
+  const int first = emulation::self.lane() & -width;
+  return emulation::among_lanes(value,
+                                [&](const T* all) { return all[first | (from & (width - 1))]; });
 }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int distance) {
@@ -203,6 +207,13 @@ T __shfl_xor_sync(unsigned, T value, int distance) {
 inline int __reduce_max_sync(unsigned, int value) {
   return emulation::among_lanes(value,
                                 [](const int* all) { return *std::max_element(all, all + 32); });
+}
+inline uint32_t __ballot_sync(unsigned, int condition) {
+  return emulation::among_lanes(condition, [](const int* all) {
+    uint32_t bits = 0;
+    for (int lane = 0; lane < 32; ++lane) bits |= uint32_t(all[lane] != 0) << lane;
+    return bits;
+  });
 }
 inline bool __any_sync(unsigned, bool condition) { return __reduce_max_sync(~0u, condition) != 0; }
 inline void __syncthreads() { emulation::self.block->meeting.arrive_and_wait(); }

@@ -66,7 +66,7 @@ class TableFragments(TableForm):
         """The product of amplitude * point [..., cols] with every row, on int8 tensor cores.
 
         Points of 128 columns are multiplied as they are where few tokens are multiplied together;
-        all others as 15-bit integers of 128 or 256 columns (csrc/cuda/table_points.h).
+        all others as 15-bit integers of 128 to 1024 columns (csrc/cuda/table_points.h).
         """
         y: torch.Tensor = torch.ops.pvq.table_matmul_points(
             *(point, amplitude, held["fragments"], held["row_scale"], self.bits, pulses, dtype)

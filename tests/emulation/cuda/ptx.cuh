@@ -56,6 +56,8 @@ template <int kOffset>
 uint2 look_up_pair(uint32_t address) {
   return load_shared<uint2>(address + kOffset);
 }
+inline void hold(uint32_t&) {}
+inline uint32_t zero_here() { return 0; }
 inline uint32_t load_shared_byte(uint32_t address) { return load_shared<uint8_t>(address); }
 inline uint32_t load_shared_half(uint32_t address) { return load_shared<uint16_t>(address); }
 inline uint32_t load_shared_word(uint32_t address) { return load_shared<uint32_t>(address); }
@@ -81,6 +83,7 @@ void give_registers_up() {}
 template <int kRegisters>
 void take_registers() {}
 inline void barrier_of_first(int threads) { self.block->first(threads).arrive_and_wait(); }
+inline void barrier_of_team(int team) { self.block->team[team].arrive_and_wait(); }
 inline void wait_for_turn(int group) { self.block->turn[group].arrive(true); }
 inline void give_turn(int group) { self.block->turn[group].arrive(false); }
 inline void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier) {
