@@ -22,6 +22,11 @@
 //
 //   E_i + 16 E_(i - 1) = y_i.
 //
+// Groups depend on the ones before them in the ring, which for a lane's first one are in the lane
+// next to it. Where symbols are whole bytes that lane hands over the word of its last group, which
+// it has looked up first, and a bit of its last symbol; else the lane reads its neighbour's
+// symbols.
+//
 // With a spread the factor is kSpreadFactor and the lower bits of the bytes alone count, and a word
 // more has a further bit of each weight: byte k has weight k of all groups, the first group lowest.
 #pragma once
@@ -51,8 +56,11 @@ struct GlobalChunk {
   __device__ __forceinline__ uint32_t word(int i) const { return at<uint32_t>(i); }
 };
 
-template <int kPairBits>
+// kMayHandOver: whether lanes may hand over words of the table (below).
+template <int kPairBits, bool kMayHandOver = true>
 struct OverlapChunk {
+  // Beside more rows of activations than one there are no registers left for it at 4 bits.
+  using ForMany = OverlapChunk<kPairBits, kMayHandOver && kPairBits != 8>;
   static constexpr OverlapShape kShape = overlap_shape(kPairBits);
   static constexpr int kStep = kShape.step_bits, kWindow = kShape.window_bits, kLag = kShape.lag;
   static constexpr bool kQuads = kShape.dim == 4, kSpreads = kShape.spread;
@@ -65,12 +73,19 @@ struct OverlapChunk {
   static constexpr bool kHalves = kPairBits % 2;               // half words behind them
   static constexpr int kHalvesAt = 256 * kPairs;               // in the chunk
 
+  // Whether lanes of a product hand over words of the table. All of a warp must decode together.
+  template <class Table>
+  static constexpr bool kHandsOver = kMayHandOver && Table::kOfLanes && kStep == 8 && kLag == 1;
+  static constexpr int kGroups = 32 / kShape.dim;  // of a lane and row
+
   // Of each row: what comes before the lane's symbols, newest bits on top, and its words.
   uint32_t word[2][1 + kPairs + kHalves];
   uint32_t above[2];       // whether weights are above the sum of their points
   uint32_t late[2][kLag];  // words of the table of the last groups decoded
+  uint32_t final[2];       // that of the lane's last group
 
-  template <class Read>
+  // Without kBefore not what comes before the lane's symbols.
+  template <bool kBefore, class Read>
   __device__ __forceinline__ void load_with(const Read& read, int lane) {
     const int before = (lane & ~3) | ((lane + 3) & 3);  // has the ring's symbols before the lane's
 #pragma unroll
@@ -85,10 +100,12 @@ struct OverlapChunk {
       const uint32_t v = read.word(kHalvesAt + 4 * lane), w = read.word(kHalvesAt + 4 * before);
       set(kPairs + 1, make_uint2(v, v >> 16));
       set(0, make_uint2(w << 16, w));
-    } else if constexpr (kPairs % 2) {
-      set(0, read.pair(256 * kLast + 8 * before));
-    } else {
-      set(0, read.pair(256 * (kLast - 1) + 16 * before + 8));
+    } else if constexpr (kBefore) {
+      set(0,
+          read.pair(kPairs % 2 ? 256 * kLast + 8 * before : 256 * (kLast - 1) + 16 * before + 8));
+    } else if constexpr (kWindow > kStep) {
+      // Of the symbol before, its newest bit.
+      set(0, make_uint2(top_bits(word[0][kPairs], before), top_bits(word[1][kPairs], before)));
     }
     if constexpr (kSpreads) {
       const uint2 rows = read.pair(256 * kPairs + 8 * lane);
@@ -96,10 +113,10 @@ struct OverlapChunk {
     }
   }
   __device__ __forceinline__ void load(uint32_t from, int lane) {
-    load_with(SharedChunk{from}, lane);
+    load_with<!kHandsOver<LaneTable>>(SharedChunk{from}, lane);
   }
   __device__ __forceinline__ void load_global(const uint8_t* from, int lane) {
-    load_with(GlobalChunk{from}, lane);
+    load_with<true>(GlobalChunk{from}, lane);
   }
 
   // The steps must follow each other from 0 on.
@@ -108,6 +125,11 @@ struct OverlapChunk {
     if constexpr (kPart == 0) {
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
+        if constexpr (kHandsOver<Table>) {
+          final[u] = entry<kGroups - 1>(u, table);
+          late[u][0] = __shfl_sync(~0u, final[u], threadIdx.x + 3, 4);
+          continue;
+        }
         if constexpr (kLag == 2) late[u][0] = entry<-2>(u, table);
         late[u][kLag - 1] = entry<-1>(u, table);
       }
@@ -116,19 +138,19 @@ struct OverlapChunk {
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
       if constexpr (kSpreads) {
-        const uint32_t e = entry<kFirst>(u, table), next = entry<kFirst + 1>(u, table);
+        const uint32_t e = entry<kFirst>(u, table), next = last_entry<kFirst + 1>(u, table);
         a[u] = spread_weights<kFirst>(u, multiply_add(late[u][0] & kSpreadMask, kSpreadFactor, e));
         a[2 + u] =
             spread_weights<kFirst + 1>(u, multiply_add(e & kSpreadMask, kSpreadFactor, next));
         late[u][0] = next;
       } else if constexpr (kQuads) {
-        const uint32_t e = entry<kFirst>(u, table), next = entry<kFirst + 1>(u, table);
+        const uint32_t e = entry<kFirst>(u, table), next = last_entry<kFirst + 1>(u, table);
         a[u] = e + kOverlapFactor * late[u][0];
         a[2 + u] = next + kOverlapFactor * e;
         late[u][0] = next;
       } else {
         const uint32_t e[4] = {entry<kFirst>(u, table), entry<kFirst + 1>(u, table),
-                               entry<kFirst + 2>(u, table), entry<kFirst + 3>(u, table)};
+                               entry<kFirst + 2>(u, table), last_entry<kFirst + 3>(u, table)};
         if constexpr (kLag == 2) {
           a[u] = e[0] + upper_lower(late[u][0], e[2]);
           a[2 + u] = e[1] + upper_lower(late[u][1], e[3]);
@@ -157,6 +179,16 @@ struct OverlapChunk {
   }
 
  private:
+  // The top bit of the word of lane `lane` on top.
+  static __device__ __forceinline__ uint32_t top_bits(uint32_t word, int lane) {
+    return __ballot_sync(~0u, int32_t(word) < 0) << (31 - lane);
+  }
+  // Of the last group of a part.
+  template <int kGroup, class Table>
+  __device__ __forceinline__ uint32_t last_entry(int u, const Table& table) const {
+    if constexpr (kHandsOver<Table> && kGroup == kGroups - 1) return final[u];
+    return entry<kGroup>(u, table);
+  }
   __device__ __forceinline__ void set(int i, uint2 rows) {
     word[0][i] = rows.x, word[1][i] = rows.y;
   }

@@ -46,8 +46,10 @@ __device__ __forceinline__ uint32_t table_offset(uint32_t word, uint32_t lane_of
   return byte_permute(word, lane_offset, 0x7604 | kByte << 4);
 }
 
-// Reads entries from the table in shared memory, the lane's own copy.
+// Reads entries from the table in shared memory, the lane's own copy. kOfLanes: whether all lanes
+// of a warp read at the same time.
 struct LaneTable {
+  static constexpr bool kOfLanes = true;
   uint32_t lane_offset;  // 4 * lane
 
   template <int kByte>
@@ -77,6 +79,7 @@ struct LaneTable {
 // Reads them through a function of the code.
 template <class Entry>
 struct AnyTable {
+  static constexpr bool kOfLanes = false;
   Entry read;
 
   template <int kByte>
@@ -107,7 +110,8 @@ __device__ __forceinline__ void look_up(uint32_t word, const Table& table, uint3
 //   kHalfOdd   2 v + 1
 //   kBiased    v - 128, v unsigned
 // With kCrossed, register 2 h + u of a step holds columns 2 h, 2 h + 1, 2 h + 4 and 2 h + 5 instead
-// of 4 h + i. to_signed_columns(a) makes a as if it were neither biased nor crossed.
+// of 4 h + i. to_signed_columns(a) makes a as if it were neither biased nor crossed. ForMany is the
+// chunk of products with more rows of activations than one.
 
 // chunk.decode<step>(table, a) for a step that is constant once loops are unrolled.
 template <class Chunk, class Table>
@@ -139,6 +143,7 @@ struct TableChunk;
 // A byte names four weights: byte r of word s is register r of step s.
 template <>
 struct TableChunk<2> : TableTraits<2> {
+  using ForMany = TableChunk;
   uint4 codes;
 
   __device__ __forceinline__ void load(uint32_t from, int lane) {
@@ -158,6 +163,7 @@ struct TableChunk<2> : TableTraits<2> {
 // complement of an entry is its negative.
 template <>
 struct TableChunk<3> : TableTraits<3> {
+  using ForMany = TableChunk;
   static constexpr bool kHalfOdd = true;
   uint4 codes;
   uint2 signs;
@@ -182,6 +188,7 @@ struct TableChunk<3> : TableTraits<3> {
 // A byte names two weights: bytes 2 r and 2 r + 1 of the eight of a step are register r.
 template <>
 struct TableChunk<4> : TableTraits<4> {
+  using ForMany = TableChunk;
   uint4 codes[2];
 
   __device__ __forceinline__ void load(uint32_t from, int lane) {

@@ -442,8 +442,8 @@ int launch_table_product(const ProductTask& task, int multiprocessors, cudaStrea
   const int groups = (rows + kNarrowRows - 1) / kNarrowRows;
   const int blocks = std::min(int(tiles_of(task.rows)), multiprocessors);
   const auto kernel = !task.quantized.values ? table_product_kernel<Chunk, J, Rows::kOwn>
-                      : rows == 1            ? table_product_kernel<Chunk, J, Rows::kOne>
-                                             : table_product_kernel<Chunk, J, Rows::kMany>;
+                      : rows == 1 ? table_product_kernel<Chunk, J, Rows::kOne>
+                                  : table_product_kernel<typename Chunk::ForMany, J, Rows::kMany>;
   return launch_overlapped(kernel, dim3(unsigned(blocks), unsigned(groups)), kThreads, kSharedBytes,
                            stream, task, plan);
 }
