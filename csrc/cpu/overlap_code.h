@@ -14,7 +14,7 @@ namespace pvq {
 // Whether codes of this trellis are decoded: of such groups, of which kOverlapStep columns are
 // whole bytes.
 PVQ_HD constexpr bool overlap_decodes(const OverlapTrellis& t) {
-  return t.spread ? t.dim == 4 && t.step_bits == 8 && t.window_bits == 8
+  return t.spread ? t.dim == kSpreadDim && t.step_bits == 8 && t.window_bits == 8
                   : t.dim == 2 || (t.dim == 4 && t.step_bits % 2 == 0);
 }
 

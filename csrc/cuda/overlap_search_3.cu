@@ -5,9 +5,9 @@ namespace pvq {
 
 cudaError_t launch_search_3(const OverlapSearchPlan& plan, cudaStream_t stream) {
   const bool eight = plan.tile == 8;
-  if (plan.task.trellis.spread && plan.task.trellis.dim == 4)
-    return eight ? launch_search<4, 8, true, true>(plan, stream)
-                 : launch_search<4, 4, true, true>(plan, stream);
+  if (plan.task.trellis.spread && plan.task.trellis.dim == kSpreadDim)
+    return eight ? launch_search<kSpreadDim, 8, true, true>(plan, stream)
+                 : launch_search<kSpreadDim, 4, true, true>(plan, stream);
   switch (plan.task.trellis.dim) {
     case 3:
       return eight ? launch_search<3, 8>(plan, stream) : launch_search<3, 4>(plan, stream);

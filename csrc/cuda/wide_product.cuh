@@ -63,6 +63,12 @@ struct WideShape {
   // Chunks that a warpgroup has in registers. Where four of them take 64 rows of activations there
   // is room for one.
   static constexpr int kTiles = kColumns == 64 && tile().warpgroups == 4 ? 1 : 2;
+  // Where a stage is freed only behind the wait for the next one, there must be two.
+  static constexpr int kMostStageBytes = tile().value_bytes(tile().max_depth) +
+                                         tile().scale_bytes(tile().max_depth) +
+                                         4 * tile().warpgroups * tile().chunk_bytes + 1023;
+  static_assert((!kTurns && kTiles == 2) ||
+                2 * kMostStageBytes <= tile().ring_end() - tile().ring());
   // Of a thread. What the copying warpgroup gives up the others take. Few columns need so few that
   // the kernel which narrows activations has its place beside this one.
   static constexpr int kLaunchRegisters = tile().room_beside()     ? registers_beside(kThreads / 32)
