@@ -14,8 +14,8 @@ struct Float16Operand {
     uint32_t a[2][4][4];  // [b][q], of columns 64 b + 16 t + 4 q + i
 
     __device__ __forceinline__ void clear() {
-#pragma unroll
-      for (int i = 0; i < 32; ++i) a[i / 16][i / 4 % 4][i % 4] = zero_here();
+      wgmma_clear(a[0]);
+      wgmma_clear(a[1]);
     }
     __device__ __forceinline__ void done() const {
       wgmma_done_with(a[0]);

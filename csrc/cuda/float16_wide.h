@@ -19,7 +19,7 @@ PVQ_HD constexpr WideTile float16_tile(int columns, int chunk_bytes, int own_byt
           chunk_bytes,
           false,
           false,
-          own_bytes ? 1 : 2,  // a step from indices takes longer
+          own_bytes ? 2 : 4,  // chunks from indices take longer
           own_bytes};
 }
 

@@ -82,7 +82,7 @@ struct OverlapChunk {
   uint32_t word[2][1 + kPairs + kHalves];
   uint32_t above[2];       // whether weights are above the sum of their points
   uint32_t late[2][kLag];  // words of the table of the last groups decoded
-  uint32_t final[2];       // that of the lane's last group
+  uint32_t last[2];        // that of the lane's last group, if it hands it over
 
   // Without kBefore not what comes before the lane's symbols.
   template <bool kBefore, class Read>
@@ -126,12 +126,12 @@ struct OverlapChunk {
 #pragma unroll
       for (int u = 0; u < 2; ++u) {
         if constexpr (kHandsOver<Table>) {
-          final[u] = entry<kGroups - 1>(u, table);
-          late[u][0] = __shfl_sync(~0u, final[u], threadIdx.x + 3, 4);
-          continue;
+          last[u] = entry<kGroups - 1>(u, table);
+          late[u][0] = __shfl_sync(~0u, last[u], threadIdx.x + 3, 4);
+        } else {
+          if constexpr (kLag == 2) late[u][0] = entry<-2>(u, table);
+          late[u][kLag - 1] = entry<-1>(u, table);
         }
-        if constexpr (kLag == 2) late[u][0] = entry<-2>(u, table);
-        late[u][kLag - 1] = entry<-1>(u, table);
       }
     }
     constexpr int kFirst = 8 / kShape.dim * kPart;  // group
@@ -186,7 +186,7 @@ struct OverlapChunk {
   // Of the last group of a part.
   template <int kGroup, class Table>
   __device__ __forceinline__ uint32_t last_entry(int u, const Table& table) const {
-    if constexpr (kHandsOver<Table> && kGroup == kGroups - 1) return final[u];
+    if constexpr (kHandsOver<Table> && kGroup == kGroups - 1) return last[u];
     return entry<kGroup>(u, table);
   }
   __device__ __forceinline__ void set(int i, uint2 rows) {

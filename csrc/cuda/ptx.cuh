@@ -44,12 +44,6 @@ __device__ __forceinline__ uint32_t byte_signs(uint32_t word) {
 
 // Makes the compiler keep a value in a register, instead of finding it anew where it is used.
 __device__ __forceinline__ void hold(uint32_t& value) { asm volatile("" : "+r"(value)); }
-// Zero; volatile, so that it is not set where it may not be needed.
-__device__ __forceinline__ uint32_t zero_here() {
-  uint32_t r;
-  asm volatile("mov.u32 %0, 0;" : "=r"(r));
-  return r;
-}
 
 // At `address` + kOffset. For tables that nothing writes while they are read: not volatile.
 template <int kOffset>

@@ -45,7 +45,7 @@ PVQ_HD constexpr WideTile table_wide_tile(TableFormat format, int columns) {
           format.chunk_bytes(),
           true,
           format.table_words() == 256,
-          3};
+          6};
 }
 
 }  // namespace pvq

@@ -18,7 +18,7 @@ struct TableOperand {
   static constexpr int kChunkBytes = Chunk::kBytes;
   static constexpr bool kHalfOdd = Chunk::kHalfOdd;
   // At 2 bits decoding a chunk takes no longer than multiplying it.
-  static constexpr bool kTakesTurns = true, kTurnsOfPairs = Chunk::kBytes > 512;
+  static constexpr Turns kTurns = Chunk::kBytes > 512 ? Turns::kOfPairs : Turns::kOfProducts;
   static PVQ_HD constexpr WideTile tile(int columns) {
     return table_wide_tile(Chunk::kFormat, columns);
   }
@@ -42,10 +42,7 @@ struct TableOperand {
 #pragma unroll
       for (int s = 0; s < 4; ++s) Chunk::to_signed_columns(w[s]);
     }
-    __device__ __forceinline__ void clear() {
-#pragma unroll
-      for (int i = 0; i < 16; ++i) w[i / 4][i % 4] = zero_here();
-    }
+    __device__ __forceinline__ void clear() { wgmma_clear(w); }
     __device__ __forceinline__ void done() const { wgmma_done_with(w); }
   };
 

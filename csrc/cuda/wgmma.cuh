@@ -38,6 +38,15 @@ __device__ __forceinline__ void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
 }
 
+// A left operand of zeros. Volatile, so that it is not set where it may not be needed.
+template <int kSteps>
+__device__ __forceinline__ void wgmma_clear(uint32_t (&a)[kSteps][4]) {
+#pragma unroll
+  for (int s = 0; s < kSteps; ++s)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) asm volatile("mov.u32 %0, 0;" : "=r"(a[s][i]));
+}
+
 // Behind wgmma_wait<0>(): that a left operand was in use until here.
 template <int kSteps>
 __device__ __forceinline__ void wgmma_done_with(const uint32_t (&a)[kSteps][4]) {

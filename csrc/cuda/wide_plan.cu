@@ -26,10 +26,7 @@ WidePlan WidePlan::of(const WideTile& tile, int64_t rows, int64_t chunks, int64_
     // Two chunks a step and warpgroup, which cost less to copy than one twice, if there are stages
     // enough: with 128 columns warpgroups have weights of two at a time.
     for (plan.run = 2;; plan.run = 1) {
-      plan.stage_bytes =
-          int(round_up(tile.value_bytes(plan.step_chunks()) + tile.scale_bytes(plan.step_chunks()) +
-                           4 * tile.warpgroups * plan.run * tile.chunk_bytes,
-                       1024));
+      plan.stage_bytes = tile.stage_bytes(plan.depth, plan.run);
       plan.stages = std::min(kMostStages, (tile.ring_end() - tile.ring()) / plan.stage_bytes);
       if (plan.stages >= (tile.columns == 128 ? 3 : 2) || plan.run == 1) break;
     }
@@ -44,7 +41,7 @@ WidePlan WidePlan::of(const WideTile& tile, int64_t rows, int64_t chunks, int64_
   plan.split.blocks = int(std::min<int64_t>(plan.split.steps, multiprocessors));
   const int64_t run_steps = (plan.split.steps + plan.split.blocks - 1) / plan.split.blocks;
   if (plan.groups <= multiprocessors &&
-      plan.split.group_steps <= run_steps + 2 * tile.cut_steps / plan.run)
+      plan.split.group_steps <= run_steps + tile.cut_chunks / plan.run)
     plan.split.blocks = plan.groups;
   return plan;
 }

@@ -15,10 +15,11 @@ constexpr int kMostStages = 8;
 struct WideTile {
   int columns, warpgroups, max_depth;
   ActivationForm form;
-  int chunk_bytes;    // of 16 rows of weights and a chunk
-  bool table;         // whether there is a table in shared memory, as a table code's
-  bool gaps;          // and gaps between its rows
-  int cut_steps;      // that adding up the sums of a group cut between blocks takes as long as
+  int chunk_bytes;  // of 16 rows of weights and a chunk
+  bool table;       // whether there is a table in shared memory, as a table code's
+  bool gaps;        // and gaps between its rows
+  // Of a warpgroup: that adding up the sums of a group cut between blocks takes as long as.
+  int cut_chunks;
   int own_bytes = 0;  // of other tables there, before the ring; a multiple of 1 KB
 
   // Where the stages of the ring begin (a multiple of 1 KB) and end.
@@ -42,6 +43,12 @@ struct WideTile {
   }
   PVQ_HD constexpr int scale_bytes(int chunks) const {
     return chunks * columns * 2 * int(sizeof(float));
+  }
+  // Of a stage, whole KB: `depth` times `run` chunks of a step, and the codes of all warpgroups.
+  PVQ_HD constexpr int stage_bytes(int depth, int run) const {
+    return (value_bytes(depth * run) + scale_bytes(depth * run) +
+            4 * warpgroups * run * chunk_bytes + 1023) /
+           1024 * 1024;
   }
 };
 

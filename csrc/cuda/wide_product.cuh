@@ -26,8 +26,7 @@
 //   kHeaderBytes, kChunkBytes   chunks of a tile follow each other behind a header, tiles likewise;
 //                               kChunkBytes 0 if the task says how many
 //   kHalfOdd                    the result is 2 sums + the sum of the activations, not the sums
-//   kTakesTurns                 whether two warpgroups take turns
-//   kTurnsOfPairs               of two products, where a step has two
+//   kTurns                      of two warpgroups
 //   tile(columns)               of an instance
 //   prepare(weights, table, threads)       fills the table, if tiles have one
 //   Tile      a chunk in registers: load(from_shared, lane), clear(); done() behind wgmma_wait()
@@ -47,6 +46,9 @@
 
 namespace pvq {
 
+// Of two warpgroups at the tensor cores: none, of one product, or of two where a step has two.
+enum class Turns { kNone, kOfProducts, kOfPairs };
+
 template <class Operand, int kColumns>
 struct WideShape {
   static constexpr int kSections = sections_of(Operand::tile(kColumns).form);
@@ -59,16 +61,13 @@ struct WideShape {
   static constexpr int kWarps = 4 * tile().warpgroups;  // that multiply
   static constexpr int kMultiplyingThreads = 32 * kWarps;
   static constexpr int kThreads = kMultiplyingThreads + 128;
-  static constexpr bool kTurns = tile().warpgroups == 2 && Operand::kTakesTurns;
+  static constexpr bool kTurns = tile().warpgroups == 2 && Operand::kTurns != Turns::kNone;
   // Chunks that a warpgroup has in registers. Where four of them take 64 rows of activations there
   // is room for one.
   static constexpr int kTiles = kColumns == 64 && tile().warpgroups == 4 ? 1 : 2;
   // Where a stage is freed only behind the wait for the next one, there must be two.
-  static constexpr int kMostStageBytes = tile().value_bytes(tile().max_depth) +
-                                         tile().scale_bytes(tile().max_depth) +
-                                         4 * tile().warpgroups * tile().chunk_bytes + 1023;
   static_assert((!kTurns && kTiles == 2) ||
-                2 * kMostStageBytes <= tile().ring_end() - tile().ring());
+                2 * tile().stage_bytes(tile().max_depth, 1) <= tile().ring_end() - tile().ring());
   // Of a thread. What the copying warpgroup gives up the others take. Few columns need so few that
   // the kernel which narrows activations has its place beside this one.
   static constexpr int kLaunchRegisters = tile().room_beside()     ? registers_beside(kThreads / 32)
@@ -448,7 +447,7 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
   const auto multiply_second = [&] {
     multiply(tile[1], second.offset, 2 - pair_steps, second_there, true);
   };
-  const bool by_pairs = Operand::kTurnsOfPairs && plan.run == 2;
+  const bool by_pairs = Operand::kTurns == Turns::kOfPairs && plan.run == 2;
   if constexpr (Shape::kTurns) {
     if (run > 0) decode_first(step);
     if (run > 0 && by_pairs) decode_second(step, end_of(step, run));

@@ -57,7 +57,6 @@ uint2 look_up_pair(uint32_t address) {
   return load_shared<uint2>(address + kOffset);
 }
 inline void hold(uint32_t&) {}
-inline uint32_t zero_here() { return 0; }
 inline uint32_t load_shared_byte(uint32_t address) { return load_shared<uint8_t>(address); }
 inline uint32_t load_shared_half(uint32_t address) { return load_shared<uint16_t>(address); }
 inline uint32_t load_shared_word(uint32_t address) { return load_shared<uint32_t>(address); }

@@ -17,6 +17,10 @@ inline void wgmma_commit() {}
 template <int kLeft>
 void wgmma_wait() {}
 template <int kSteps>
+void wgmma_clear(uint32_t (&a)[kSteps][4]) {
+  for (auto& step : a) std::fill_n(step, 4, 0u);
+}
+template <int kSteps>
 void wgmma_done_with(const uint32_t (&)[kSteps][4]) {}
 
 struct Left {
