@@ -56,7 +56,7 @@ __device__ void find_end(const Quad<kDim>& q) {
 // One group of the way back: the best paths to the states, behind the group, from which later_bits
 // bits of symbols lead to q.ends->state. Of them only the lowest bits are free, and number them; so
 // do more bits of the states before the group, whose costs are `costs` or in `before`.
-template <int kDim>
+template <int kDim, bool kSpreads>
 struct BackStep {
   const Quad<kDim>& q;
   const int group, later_bits;
@@ -97,8 +97,8 @@ struct BackStep {
       }
       const float cost = before ? before[(low << q.t.step_bits | o) * kQuad + lane].cost
                                 : costs[old << q.t.step_bits | o].at[lane];
-      const float path = q.t.spread ? q.template spread_cost<true>(cost, weight, rest, own_point)
-                                    : cost + second + Quad<kDim>::cross(factor, point);
+      const float path = kSpreads ? q.template spread_cost<true>(cost, weight, rest, own_point)
+                                  : cost + second + Quad<kDim>::cross(factor, point);
       if (path < best.cost) best = {path, o};
     }
     return best;
@@ -112,7 +112,7 @@ struct BackStep {
 #pragma unroll
     for (int d = 0; d < kDim; ++d)
       first += Quad<kDim>::first_term(q.weight_of(group, d), q.target_of(lane, group, d), own[d]);
-    after[i] = {q.t.spread ? best.cost : best.cost + first,
+    after[i] = {kSpreads ? best.cost : best.cost + first,
                 before ? before[from * kQuad + lane].from : from};
   }
 
@@ -154,7 +154,7 @@ __device__ void write_symbols(const Quad<kDim>& q, int begin, int steps) {
 // state behind `until`, a multiple of the stride; on the way the symbols, if asked. Paths stand
 // where the costs of the last group stood: of all groups between two sets fewer than 1.5 for each
 // state, and a quarter for the threads' parts, at 8 bytes.
-template <int kDim>
+template <bool kSpreads, int kDim>
 __device__ void go_back(const Quad<kDim>& q, int from, int time, int until, bool write) {
   Path* const paths = reinterpret_cast<Path*>(q.costs);
   Path* const parts = paths + q.t.states() + q.t.states() / 2;
@@ -167,7 +167,7 @@ __device__ void go_back(const Quad<kDim>& q, int from, int time, int until, bool
     for (int i = 0; i < steps; ++i) {
       const int later_bits = (steps - 1 - i) * q.t.step_bits;
       const int group = (from + begin + i) % int(q.plan.task.groups);
-      BackStep<kDim>{q, group, later_bits, costs, before, after}.run(parts);
+      BackStep<kDim, kSpreads>{q, group, later_bits, costs, before, after}.run(parts);
       before = after;
       after += kQuad << later_bits;
     }

@@ -87,7 +87,7 @@ class QuadSearch {
       const int count = seam ? 2 * kOverlapSeam : groups, until = seam ? kOverlapSeam : 0;
       forward(from, count, until);
       find_end(q_);
-      go_back(q_, from, count, until, /*write=*/!seam);
+      go_back<kSpreads>(q_, from, count, until, /*write=*/!seam);
       if (seam) {
         for (int lane = q_.thread; lane < kQuad; lane += q_.threads)
           q_.ends->start[lane] = q_.ends->end[lane] = q_.ends->state[lane];
