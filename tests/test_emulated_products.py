@@ -163,6 +163,15 @@ def test_overlap_products(products, bits, rows, cols, tokens, block, processors)
         assert relative_error(found, expected) < allowed
 
 
+def test_long_groups_are_cut_between_blocks(products):
+    rows, cols, bits = 128, 9216, 4
+    code, scale, w = random_overlap_code(rows, cols, bits, seed=1)
+    fragments = OverlapFragments(trellis(bits)).of_stored({"code": code}, (rows, cols))["fragments"]
+    x = activations(40, cols)
+    found = run(products, "lapped", fragments, scale, x, 2 * bits, 128, False, 3)
+    assert relative_error(found, rotate(x.double(), 128, 5) @ w.T) < 1e-2
+
+
 def test_warps_that_narrow_several_tokens(products):
     code, table, scale, w = random_code(33, 8320, 2, seed=1)
     x = activations(130, 8320)

@@ -174,6 +174,16 @@ def test_products(bits, tokens, rows, cols, block):
 
 @gpu
 @pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("tokens", [40, 64])
+def test_long_groups_are_cut_between_blocks(bits, tokens):
+    code, scale, w = random_overlap_code(2112, 24576, bits, seed=1)
+    x = activations(tokens, 24576)
+    expected = rotate(x.double(), 256, 7) @ w.T
+    assert relative_error(run(x, code, scale, bits, 256, 7), expected) < 1e-2
+
+
+@gpu
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_expansion_is_exact(bits, dtype):
     code, scale, w = random_overlap_code(300, 1024, bits)

@@ -36,7 +36,8 @@ bool is_fused(const TableProduct& t) {
 
 WideTile tile_of(const TableProduct& t) {
   return table_wide_tile(t.format,
-                         table_wide_columns(rows_of(t), t.rows, device_limits().multiprocessors));
+                         table_wide_columns(t.format, rows_of(t), t.rows, t.cols / kChunkCols,
+                                            device_limits().multiprocessors));
 }
 
 int columns_of(const TableProduct& t) {

@@ -24,13 +24,27 @@ ProductLaunch table_product_wide_2, table_product_wide_3, table_product_wide_4;
 ProductLaunch overlap_product_wide_4, overlap_product_wide_5, overlap_product_wide_6,
     overlap_product_wide_7, overlap_product_wide_8;
 
+// Formats of which decoding takes longest: it is worth more there to decode what many rows of
+// activations need once, and to give the groups of a small matrix to more blocks.
+PVQ_HD constexpr bool decodes_slowly(TableFormat format) {
+  return format.overlap || format.half_bits == 8;
+}
+
 // Rows of activations that a wide product takes at a time: all up to 128, or less if that leaves
-// too few groups for the device.
-inline int table_wide_columns(int rows, int64_t weight_rows, int multiprocessors) {
+// too few groups for the device, unless groups are so long that to cut them between blocks costs
+// little.
+inline int table_wide_columns(TableFormat format, int rows, int64_t weight_rows, int64_t chunks,
+                              int multiprocessors) {
+  constexpr int kLongRun = 48;  // chunks of a block
   int columns = rows <= 16 ? 16 : rows <= 32 ? 32 : rows <= 64 ? 64 : 128;
   const int64_t row_groups = (weight_rows + kWarpgroupRows - 1) / kWarpgroupRows;
   const auto groups = [&] { return row_groups * ((rows + columns - 1) / columns); };
-  while (columns > 32 && 4 * groups() < 3 * multiprocessors) columns /= 2;
+  const auto few = [&] {
+    const bool long_runs = columns == 64 && decodes_slowly(format) &&
+                           groups() * chunks >= int64_t(kLongRun) * multiprocessors;
+    return 4 * groups() < 3 * multiprocessors && !long_runs;
+  };
+  while (columns > 32 && few()) columns /= 2;
   // A last group that is half empty costs as much as a full one.
   if (columns == 128 && (rows - 1) % 128 < 64 && rows < 256) columns = 64;
   return columns;
@@ -45,7 +59,7 @@ PVQ_HD constexpr WideTile table_wide_tile(TableFormat format, int columns) {
           format.chunk_bytes(),
           true,
           format.table_words() == 256,
-          6};
+          columns == 32 && decodes_slowly(format) ? 3 : 6};
 }
 
 }  // namespace pvq
