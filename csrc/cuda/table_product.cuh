@@ -436,7 +436,8 @@ int launch_table_product(const ProductTask& task, int multiprocessors, cudaStrea
   plan.passes = (task.chunks + J * kWarps - 1) / (J * kWarps);
   const int slot_bytes = kWarps * kTileRows * 4 * std::min((rows + 1) & ~1, kNarrowRows);
   plan.slot_bits = 1;
-  while (2 << plan.slot_bits <= kMostSumSlots && slot_bytes << plan.slot_bits < Shape::kSumBytes)
+  while (2 << plan.slot_bits <= kMostSumSlots &&
+         slot_bytes << (plan.slot_bits + 1) <= Shape::kSumBytes)
     ++plan.slot_bits;
   plan.group = plan.passes == 1 ? int(tiles_of(task.rows)) : plan.slots() / 2;
   const int groups = (rows + kNarrowRows - 1) / kNarrowRows;
