@@ -51,7 +51,7 @@ def program(tmp_path_factory):
         list(pool.map(compile_one, SOURCES))
     objects = [f"{folder}/{name}.o" for name in SOURCES]
     main, out = str(ROOT / "tests/emulation/search.cpp"), folder / "search"
-    subprocess.run([compiler, *flags, main, *objects, "-pthread", "-o", str(out)], check=True)
+    subprocess.run([compiler, *flags, main, *objects, "-o", str(out)], check=True)
     return out
 
 

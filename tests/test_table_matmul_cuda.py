@@ -89,6 +89,17 @@ def test_product_is_within_one_per_cent(bits, tokens, rows, cols, block):
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("residual", [False, True])
+def test_blocks_of_many_tiles(bits, tokens, residual):
+    code, table, scale, w = random_code(20000, 256, bits, seed=tokens)
+    x = activations(tokens, 256)
+    found = run(x, code, table, scale, bits, 128, 5, residual)
+    allowed = 1e-3 if residual else 1e-2
+    assert relative_error(found, rotate(x.double(), 128, 5) @ w.T) < allowed
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
 @pytest.mark.parametrize("tokens", [1, 2, 4, 5, 8, 20, 70])
 @pytest.mark.parametrize("outliers", [False, True])
 @pytest.mark.parametrize(("rows", "cols", "block"), [(300, 2048, 1024), (130, 8192, 256)])

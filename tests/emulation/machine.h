@@ -1,13 +1,14 @@
-// A block of GPU threads on the CPU: a thread of the operating system for each, barriers between
-// them. Enough of CUDA to run the product kernels as they are, slowly, on small matrices.
+// Blocks of GPU threads on the CPU, each a fiber. Enough of CUDA to run the kernels of products and
+// searches as they are, slowly, on small matrices.
 #pragma once
+
+#include "fibers.h"
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include <algorithm>
-#include <barrier>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -15,8 +16,6 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <mutex>
-#include <thread>
 #include <vector>
 
 // The CUDA headers have been read as host code; what follows them is the device's.
@@ -35,14 +34,13 @@ namespace emulation {
 constexpr uint32_t kFirstAddress = 1024, kEndAddress = 228 * 1024;  // of shared memory
 
 struct Warp {
-  std::barrier<> meeting{32};
+  Meeting meeting{32};
   alignas(16) uint8_t box[32][32];
 };
 
 // A barrier in shared memory (ptx.cuh). The one who first asks for the end of a phase makes its
 // copies.
 struct Barrier {
-  std::mutex mutex;
   int expected = 0, missing = 0, phase = 0;
   long announced = 0;
   struct Copy {
@@ -53,18 +51,17 @@ struct Barrier {
   std::vector<Copy> copies;
 
   void arrive(int bytes) {
-    const std::lock_guard<std::mutex> lock(mutex);
     if (--missing < 0) std::abort();
+    ++events;
     announced += bytes;
     if (missing == 0 && announced == 0 && copies.empty()) next();
   }
   void copy(void* to, const void* from, size_t bytes) {
-    const std::lock_guard<std::mutex> lock(mutex);
     copies.push_back({to, from, bytes});
+    ++events;
     announced -= long(bytes);
   }
   bool passed(int parity) {
-    const std::lock_guard<std::mutex> lock(mutex);
     if (missing == 0 && announced == 0) {
       for (const Copy& c : copies) std::memcpy(c.to, c.from, c.bytes);
       copies.clear();
@@ -72,24 +69,7 @@ struct Barrier {
     }
     return phase % 2 != parity;
   }
-  void next() { missing = expected, ++phase; }
-};
-
-// A barrier of 256 threads, some of which do not wait.
-struct Turn {
-  std::mutex mutex;
-  int arrived = 0, phase = 0;
-
-  void arrive(bool waits) {
-    std::unique_lock<std::mutex> lock(mutex);
-    const int mine = phase;
-    if (++arrived == 256) arrived = 0, ++phase;
-    while (waits && phase == mine) {
-      lock.unlock();
-      std::this_thread::yield();
-      lock.lock();
-    }
-  }
+  void next() { missing = expected, ++phase, ++events; }
 };
 
 struct Block {
@@ -99,22 +79,18 @@ struct Block {
   }
   Barrier& barrier(uint32_t address) {
     if (address % 8) std::abort();
-    const std::lock_guard<std::mutex> lock(barriers_mutex);
     return barriers[address];
   }
-  std::barrier<>& first(int threads) {
-    const std::lock_guard<std::mutex> lock(barriers_mutex);
-    if (!meeting_of_first) meeting_of_first = std::make_unique<std::barrier<>>(threads);
+  Meeting& first(int threads) {
+    if (!meeting_of_first) meeting_of_first = std::make_unique<Meeting>(threads);
     return *meeting_of_first;
   }
-  std::unique_ptr<std::barrier<>> meeting_of_first;
-  std::mutex barriers_mutex;
+  std::unique_ptr<Meeting> meeting_of_first;
   std::map<uint32_t, Barrier> barriers;
-  Turn turn[2];
-  std::barrier<> team[4] = {std::barrier<>(128), std::barrier<>(128), std::barrier<>(128),
-                            std::barrier<>(128)};
+  Meeting turn[2] = {Meeting(256), Meeting(256)};
+  Meeting team[4] = {Meeting(128), Meeting(128), Meeting(128), Meeting(128)};
   std::vector<uint8_t> shared;
-  std::barrier<> meeting;
+  Meeting meeting;
   std::vector<Warp> warps;
 };
 
@@ -126,7 +102,7 @@ struct Thread {
   Warp& warp() const { return block->warps[thread_index.x / 32]; }
 };
 
-inline thread_local Thread self;
+inline Thread self;  // that runs
 
 inline uint8_t* shared_at(uint32_t address, size_t bytes) {
   if (address < kFirstAddress || address + bytes > kEndAddress || address % bytes) std::abort();
@@ -139,10 +115,10 @@ auto among_lanes(const T& mine, F f) {
   static_assert(sizeof(T) <= 32);
   Warp& warp = self.warp();
   std::memcpy(warp.box[self.lane()], &mine, sizeof(T));
-  warp.meeting.arrive_and_wait();
+  warp.meeting.arrive();
   T all[32];
   for (int lane = 0; lane < 32; ++lane) std::memcpy(&all[lane], warp.box[lane], sizeof(T));
-  warp.meeting.arrive_and_wait();
+  warp.meeting.arrive();
   return f(all);
 }
 
@@ -150,20 +126,12 @@ auto among_lanes(const T& mine, F f) {
 inline void run_grid(dim3 grid, int threads, const std::function<void()>& kernel) {
   for (unsigned y = 0; y < grid.y; ++y) {
     std::vector<std::unique_ptr<Block>> blocks;
-    std::vector<std::thread> running;
-    for (unsigned x = 0; x < grid.x; ++x) {
-      blocks.push_back(std::make_unique<Block>(threads));
-      for (int t = 0; t < threads; ++t)
-        running.emplace_back([=, &kernel, block = blocks.back().get()] {
-          self.thread_index = dim3(unsigned(t));
-          self.block_index = dim3(x, y);
-          self.grid_dim = grid;
-          self.block_dim = dim3(unsigned(threads));
-          self.block = block;
-          kernel();
-        });
-    }
-    for (std::thread& t : running) t.join();
+    for (unsigned x = 0; x < grid.x; ++x) blocks.push_back(std::make_unique<Block>(threads));
+    run_fibers(int(grid.x) * threads, 32, kernel, [&](int i) {
+      const unsigned x = unsigned(i / threads);
+      self = {dim3(unsigned(i % threads)), dim3(x, y), grid, dim3(unsigned(threads)),
+              blocks[x].get()};
+    });
   }
 }
 
@@ -216,12 +184,16 @@ inline uint32_t __ballot_sync(unsigned, int condition) {
   });
 }
 inline bool __any_sync(unsigned, bool condition) { return __reduce_max_sync(~0u, condition) != 0; }
-inline void __syncthreads() { emulation::self.block->meeting.arrive_and_wait(); }
-inline void __syncwarp() { emulation::self.warp().meeting.arrive_and_wait(); }
-inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
-inline void __nanosleep(unsigned) { std::this_thread::yield(); }
+inline void __syncthreads() { emulation::self.block->meeting.arrive(); }
+inline void __syncwarp() { emulation::self.warp().meeting.arrive(); }
+inline void __threadfence() {}
+inline void __nanosleep(unsigned) { emulation::give_way(); }
 inline unsigned atomicAdd(unsigned* p, unsigned n) {
-  return __atomic_fetch_add(p, n, __ATOMIC_SEQ_CST);
+  ++emulation::events;
+  const unsigned before = *p;
+  *p += n;
+  emulation::linger();
+  return before;
 }
 [[noreturn]] inline void __trap() { std::abort(); }
 

@@ -69,22 +69,28 @@ inline void barrier_init(uint32_t barrier, int arrivals) {
   b.expected = b.missing = arrivals;
 }
 inline void barrier_init_fence() {}
-inline void barrier_arrive(uint32_t barrier) { self.block->barrier(barrier).arrive(0); }
+inline void barrier_arrive(uint32_t barrier) {
+  self.block->barrier(barrier).arrive(0);
+  emulation::linger();
+}
 inline void barrier_arrive_expecting(uint32_t barrier, int bytes) {
   self.block->barrier(barrier).arrive(bytes);
 }
 inline void barrier_wait(uint32_t barrier, int parity) {
   emulation::Barrier& b = self.block->barrier(barrier);
-  while (!b.passed(parity)) std::this_thread::yield();
+  while (!b.passed(parity)) emulation::give_way();
 }
 template <int kRegisters>
 void give_registers_up() {}
 template <int kRegisters>
 void take_registers() {}
-inline void barrier_of_first(int threads) { self.block->first(threads).arrive_and_wait(); }
-inline void barrier_of_team(int team) { self.block->team[team].arrive_and_wait(); }
+inline void barrier_of_first(int threads) { self.block->first(threads).arrive(); }
+inline void barrier_of_team(int team) { self.block->team[team].arrive(); }
 inline void wait_for_turn(int group) { self.block->turn[group].arrive(true); }
-inline void give_turn(int group) { self.block->turn[group].arrive(false); }
+inline void give_turn(int group) {
+  self.block->turn[group].arrive(false);
+  emulation::linger();
+}
 inline void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier) {
   if (bytes % 16 || to % 16 || uintptr_t(from) % 16) std::abort();
   if (to < emulation::kFirstAddress || to + bytes > emulation::kEndAddress) std::abort();
@@ -93,7 +99,7 @@ inline void copy_bulk(uint32_t to, const void* from, int bytes, uint32_t barrier
 
 inline void wait_for_previous_kernel() {}
 inline void allow_next_kernel() {}
-inline unsigned load_acquire(const unsigned* p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+inline unsigned load_acquire(const unsigned* p) { return *p; }
 
 inline float max_or_nan(float a, float b) {
   return std::isnan(a) || std::isnan(b) ? NAN : a > b ? a : b;
