@@ -315,6 +315,7 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
 #pragma unroll 1
     for (; codes.left > 0; codes.next()) {
       barrier_wait(Shape::free_barrier(codes.slot), parity);
+      __syncwarp();  // or a lane without anything to copy could miss the phase
       codes.announce();
       codes.copy_codes();
       codes.copy_activations();
