@@ -227,7 +227,7 @@ def main() -> None:
     global BLOCK
     BLOCK = arguments.block
     here = machine()
-    print(json.dumps(here))
+    print(json.dumps(here), flush=True)
     results: dict[str, dict[str, dict[str, float]]] = {}
     for tokens in arguments.tokens:
         times: dict[str, dict[str, float]] = {}

@@ -17,29 +17,39 @@ namespace {
 enum class Place { kBeside, kBetween };
 
 constexpr int warps_of(Place place) { return place == Place::kBeside ? 4 : 8; }
-constexpr int registers_of(Place place) { return place == Place::kBeside ? kBesideRegisters : 128; }
+// Blocks of an SM at a time. The pieces of a block of 512 or 1024 columns take more registers.
+constexpr int blocks_of(Place place, int inputs) {
+  return place == Place::kBeside ? 1 : inputs == 1 ? 3 : 2;
+}
+constexpr int registers_of(Place place, int inputs) {
+  return place == Place::kBeside
+             ? kBesideRegisters
+             : 65536 / (32 * warps_of(place) * blocks_of(place, inputs)) / 8 * 8;
+}
 
-// blockIdx.y takes `tokens` tokens. Rows that pad the last group of them get zeros.
+// Warps take 256 columns each, blockIdx.y `tokens` of all tokens. Those beyond the activations pad
+// the last group of them with zeros.
 template <int kInputs, ActivationForm kForm, Place kPlace>
-__global__ void __maxnreg__(registers_of(kPlace))
+__global__ void __maxnreg__(registers_of(kPlace, kInputs))
     quantize_kernel(const __grid_constant__ Activations a, const QuantizedActivations out,
-                    int tokens, unsigned* counters, int num_counters) {
+                    int tokens, int all_tokens, unsigned* counters, int num_counters) {
   constexpr int kWarps = warps_of(kPlace);
   allow_next_kernel();
-  const int warp = int(blockIdx.x) * kWarps + threadIdx.x / 32, warps = gridDim.x * kWarps;
+  const int warp = int(blockIdx.x) * kWarps + threadIdx.x / 32;
   const int first = int(blockIdx.y) * tokens, end = min(first + tokens, a.tokens);
   const PieceRotation rotation(a.block, a.type);
-  const PieceShare share{warp, warps};
-  const PieceSigns signs(a, share, 0);
-  const ScaleTeam<kForm> team{reinterpret_cast<float*>(dynamic_shared()), kWarps};
-  wait_for_previous_kernel();
-  if (blockIdx.x == 0 && first == 0)
-    for (int i = threadIdx.x; i < num_counters; i += kWarps * 32) counters[i] = 0;
-  if (first < end)
-    quantize_share<kInputs, kForm>(a, rotation, signs, out, {first, end}, share, team);
-  const int last = min(first + tokens, (out.rows + a.slots - 1) / a.slots);
+  const ScaleTeam<kForm> team(dynamic_shared(), kWarps);
+  quantize_tokens<kInputs, kForm, kPlace == Place::kBeside>(a, rotation, out, {first, end},
+                                                            warp * kPieceCols, team);
+  // Each block some of them, or what does so would be the last.
+  const int blocks = gridDim.x * gridDim.y, block = blockIdx.y * gridDim.x + blockIdx.x;
+#pragma unroll 1
+  for (int i = threadIdx.x * blocks + block; i < num_counters; i += kWarps * 32 * blocks)
+    counters[i] = 0;
+  const int last = min(first + tokens, all_tokens);
+#pragma unroll 1
   for (int token = max(end, first); token < last; ++token)
-    write_padding<kForm>(a, out, token, warp, warps);
+    write_padding<kForm>(a, out, token, warp, gridDim.x * kWarps);
 }
 
 template <int kInputs, ActivationForm kForm>
@@ -47,28 +57,28 @@ int launch_inputs(const ProductTask& task, int num_counters, cudaStream_t stream
   const Activations& x = task.activations;
   const int64_t warps = (x.cols + kPieceCols - 1) / kPieceCols;
   const int64_t tokens = (task.quantized.rows + x.slots - 1) / x.slots;
-  const auto start = [&](auto kernel, int block_warps, int64_t run) {
-    const dim3 grid = {unsigned((warps + block_warps - 1) / block_warps),
-                       unsigned((tokens + run - 1) / run)};
+  const int multiprocessors = device_limits().multiprocessors;
+  // All blocks run at a time, so a warp takes the same columns of several tokens.
+  const auto start = [&](auto kernel, Place place) {
     const cudaError_t error = prefer_shared_memory(kernel);
     if (error != cudaSuccess) return error;
-    return launch_overlapped(kernel, grid, block_warps * 32, ScaleTeam<kForm>::bytes(block_warps),
-                             stream, x, task.quantized, int(run), task.counters, num_counters);
+    const int64_t across = (warps + warps_of(place) - 1) / warps_of(place);
+    const int64_t ranges =
+        std::max<int64_t>(1, multiprocessors * blocks_of(place, kInputs) / across);
+    const int64_t run = (tokens + ranges - 1) / ranges;
+    const dim3 grid = {unsigned(across), unsigned((tokens + run - 1) / run)};
+    return launch_overlapped(kernel, grid, warps_of(place) * 32,
+                             ScaleTeam<kForm>::bytes(warps_of(place)), stream, x, task.quantized,
+                             int(run), int(tokens), task.counters, num_counters);
   };
-  // Beside products there are few warps. Where most of them had to take two pieces or more, that
-  // would take longer than a launch in between.
+  // Beside products there are few warps. Where they had to take more pieces than these, that would
+  // take longer than a launch in between.
+  constexpr int kMostBeside = 2;
   const QuantizedActivations& out = task.quantized;
   const bool room = out.group_bits == kOneGroup || room_beside(1 << out.group_bits);
-  const int64_t beside = warps_of(Place::kBeside) * device_limits().multiprocessors;
-  const int64_t pieces = warps * tokens;
-  if (room && 4 * pieces <= 7 * beside)
-    return start(quantize_kernel<kInputs, kForm, Place::kBeside>, warps_of(Place::kBeside),
-                 (pieces + beside - 1) / beside);
-  // A warp takes the same columns of several tokens, because what it must know of them costs as
-  // much as rotating 256 values, if that leaves so many warps; but no more tokens than these.
-  constexpr int64_t kEnoughWarps = 2048, kMostTokens = 8;
-  return start(quantize_kernel<kInputs, kForm, Place::kBetween>, warps_of(Place::kBetween),
-               std::clamp<int64_t>(pieces / kEnoughWarps, 1, kMostTokens));
+  if (room && warps * tokens <= kMostBeside * warps_of(Place::kBeside) * multiprocessors)
+    return start(quantize_kernel<kInputs, kForm, Place::kBeside>, Place::kBeside);
+  return start(quantize_kernel<kInputs, kForm, Place::kBetween>, Place::kBetween);
 }
 
 template <ActivationForm kForm>

@@ -45,8 +45,10 @@ struct PieceRotation {
   uint32_t a[4];        // of the first product
   uint32_t b[2][2][2];  // of the second: [k-step q][columns p]
   RealType type;
+  float factor;  // of the rotated values, which the products leave out
 
-  __device__ explicit PieceRotation(int block, RealType type) : type(type) {
+  __device__ explicit PieceRotation(int block, RealType type)
+      : type(type), factor(block > 0 ? reciprocal_root(static_cast<float>(block)) : 1.0f) {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const uint32_t one = type == RealType::kFloat16 ? 0x3C00 : 0x3F80;
     constexpr uint32_t kOne = 0x3F800000;
@@ -114,55 +116,52 @@ struct PieceRotation {
 // Pieces of a block: 1, 2 or 4.
 PVQ_HD constexpr int inputs_of(int block) { return block > kPieceCols ? block / kPieceCols : 1; }
 
-// The pieces of a token that fall to warp `warp` of `warps`: every warps-th.
-struct PieceShare {
-  int warp, warps;
-
-  // First column of piece n of the share.
-  __device__ __forceinline__ int column(int n) const { return (n * warps + warp) * kPieceCols; }
-};
-
-// The sign bits of four pieces, 32 columns a lane: of piece lane / 8.
+// The signs of a lane's values in up to four pieces, in the order of load_piece: those of half h of
+// piece k at bits j and 16 + j of `low` and of `high`, j = 2 k + h.
 struct PieceSigns {
-  uint32_t bits = 0;
+  uint32_t low = 0, high = 0;
 
-  // Of pieces n ... n + 3 of the share, or of the pieces of n's block if it has several.
-  __device__ PieceSigns(const Activations& a, const PieceShare& share, int n) {
-    const int lane = threadIdx.x % 32, inputs = inputs_of(a.block);
-    if (a.block == 0) return;
-    const int column = inputs == 1
-                           ? share.column(n + lane / 8)
-                           : (share.column(n) & -a.block) + (lane / 8 & (inputs - 1)) * kPieceCols;
-    const uint64_t word = sign_word(a.seed, column / 64 + (lane >> 1 & 3));
-    bits = uint32_t(lane & 1 ? word >> 32 : word);
-  }
-  // By a row of the Hadamard matrix of order four, whose entry k is that of piece k.
-  __device__ __forceinline__ void multiply(int row) {
-    if (__popc(row & (threadIdx.x % 32 / 8)) & 1) bits = ~bits;
-  }
-  // Flips the signs of a piece in the order of load_piece: 16 g + 4 t = 4 lane columns.
-  __device__ __forceinline__ void flip(int n, uint2 (&x)[2]) const {
-    const int lane = threadIdx.x % 32;
+  // Of `pieces`, at most kPieces, at `column` and every `distance` columns; times entry k of a row
+  // of the Hadamard matrix of order four.
+  template <int kPieces>
+  static __device__ __forceinline__ PieceSigns of(const Activations& a, int column, int distance,
+                                                  int pieces, int row) {
+    PieceSigns signs;
+    if (a.block == 0) return signs;
+    // A lane finds 32 columns, of piece lane / 8.
+    const int lane = threadIdx.x % 32, piece = lane / 8 & (kPieces - 1);
+    const uint64_t word = sign_word(a.seed, (column + piece * distance) / 64 + (lane >> 1 & 3));
+    uint32_t bits = uint32_t(lane & 1 ? word >> 32 : word);
+    if (__popc(row & piece) & 1) bits = ~bits;
+#pragma unroll 1
+    for (int k = 0; k < min(pieces, kPieces); ++k)
 #pragma unroll
-    for (int s = 0; s < 2; ++s) {
-      const uint32_t four =
-          __shfl_sync(~0u, bits, 8 * (n & 3) + 4 * s + (lane >> 3)) >> (4 * (lane & 7));
-      x[s].x ^= (four << 15 & 0x8000u) | (four << 30 & 0x80000000u);
-      x[s].y ^= (four << 13 & 0x8000u) | (four << 28 & 0x80000000u);
+      for (int j = 2 * k; j < 2 * k + 2; ++j) {
+        // 16 g + 4 t = 4 lane columns into the half.
+        const uint32_t four = __shfl_sync(~0u, bits, 4 * j + (lane >> 3)) >> (4 * (lane & 7));
+        signs.low |= ((four & 1) | (four & 2) << 15) << j;
+        signs.high |= ((four >> 2 & 1) | (four & 8) << 13) << j;
+      }
+    return signs;
+  }
+  __device__ __forceinline__ void flip(int piece, uint2 (&x)[2]) const {
+    constexpr uint32_t kTops = 0x80008000u;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      x[h].x ^= low << (15 - 2 * piece - h) & kTops;
+      x[h].y ^= high << (15 - 2 * piece - h) & kTops;
     }
   }
 };
 
-// The lane's values of a piece, zeros beyond the last column.
-__device__ __forceinline__ void load_piece(const Activations& a, int token, int first,
-                                           uint2 (&raw)[2]) {
-  const int lane = threadIdx.x % 32;
-  const uint16_t* x = static_cast<const uint16_t*>(a.x) + int64_t(token) * a.cols;
+// The lane's values of the piece at x, of which `cols` columns are there; zeros for others.
+__device__ __forceinline__ void load_piece(const uint16_t* x, int cols, uint2 (&raw)[2]) {
+  const int column = 4 * (threadIdx.x % 32);
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
-    const int column = first + 128 * s + 4 * lane;
     raw[s] = make_uint2(0, 0);
-    if (column < a.cols) raw[s] = __ldg(reinterpret_cast<const uint2*>(x + column));
+    if (column + 128 * s < cols)
+      raw[s] = __ldg(reinterpret_cast<const uint2*>(x + column + 128 * s));
   }
 }
 
@@ -171,55 +170,72 @@ template <ActivationForm kForm>
 struct ScaleTeam {
   static constexpr int kWarps = scale_cols(kForm) > kPieceCols ? scale_cols(kForm) / kPieceCols : 1;
   static_assert(kWarps == 1 || kWarps == 4);
-  // Of shared memory, at a multiple of 16: two places for each warp of the block in turn, so that
-  // one barrier a time is enough.
+  // Of shared memory, at a multiple of as many: two places for each warp of the block, which has a
+  // power of two, in turn, so that one barrier a time is enough.
   static constexpr int bytes(int block_warps) {
     return kWarps == 1 ? 0 : 2 * block_warps * int(sizeof(float));
   }
-  float* places;
-  int block_warps, turn = 0;
+  uint32_t place = 0;  // the warp's next
+  int distance = 0;    // of its places
+
+  __device__ __forceinline__ ScaleTeam(void* shared, int block_warps)
+      : place(shared_address(shared) + threadIdx.x / 32 * int(sizeof(float))),
+        distance(block_warps * int(sizeof(float))) {
+    hold(place);
+  }
+  // A warp that is its own team.
+  __device__ __forceinline__ ScaleTeam() { static_assert(kWarps == 1); }
 
   // The first warp of the calling one's team.
   static __device__ __forceinline__ int first_of(int warp) { return warp & -kWarps; }
   // Of all warps of the team.
   __device__ __forceinline__ float largest(float mine) {
     if constexpr (kWarps == 1) return mine;
-    const int warp = threadIdx.x / 32;
-    float* const now = places + turn * block_warps;
-    turn ^= 1;
-    if (threadIdx.x % 32 == 0) now[warp] = mine;
-    barrier_of_team(warp / kWarps);
-    const float4 all = *reinterpret_cast<const float4*>(now + first_of(warp));
-    return max_or_nan(max_or_nan(all.x, all.y), max_or_nan(all.z, all.w));
+    if (threadIdx.x % 32 == 0) store_shared_word(place, __float_as_uint(mine));
+    barrier_of_team(threadIdx.x / 32 / kWarps);
+    const uint4 all = load_shared_vector(place & ~15u);
+    place ^= distance;
+    return max_or_nan(max_or_nan(__uint_as_float(all.x), __uint_as_float(all.y)),
+                      max_or_nan(__uint_as_float(all.z), __uint_as_float(all.w)));
   }
 };
 
 // The largest magnitude of the columns that share a scale and are in the piece: the 128 that a lane
 // and 15 others hold, or all.
 __device__ __forceinline__ float largest_of(ActivationForm form, const float (&v)[2][4]) {
-  float largest = 0;
+  float four[4];
 #pragma unroll
-  for (int p = 0; p < 2; ++p)
+  for (int i = 0; i < 4; ++i) four[i] = max_or_nan(fabsf(v[0][i]), fabsf(v[1][i]));
+  float largest = max_or_nan(max_or_nan(four[0], four[1]), max_or_nan(four[2], four[3]));
+  // Magnitudes are ordered as their bits are, NaN above all others.
+  if (scale_cols(form) >= kPieceCols)
+    return __uint_as_float(__reduce_max_sync(~0u, __float_as_uint(largest)));
 #pragma unroll
-    for (int i = 0; i < 4; ++i) largest = max_or_nan(largest, fabsf(v[p][i]));
-#pragma unroll
-  for (int distance = 1; distance < min(scale_cols(form), kPieceCols) / 8; distance *= 2)
+  for (int distance = 1; distance < 16; distance *= 2)
     largest = max_or_nan(largest, __shfl_xor_sync(~0u, largest, distance));
   return largest;
 }
 
-// Writes a piece of one token as int8: v * unit * scale, v * unit rounded to the nearest integers
-// in the first slot, what that leaves in steps kFiner times finer in the next.
+// The sums of the values of lanes 0 ... 15 and 16 ... 31, each for those, if they fit 16 bits.
+__device__ __forceinline__ int sum_of_half(int value) {
+  const bool upper = threadIdx.x & 16;
+  const int both = __reduce_add_sync(~0u, upper ? value * 0x10000 : value);
+  const int low = int16_t(both);
+  return upper ? (both - low) >> 16 : low;
+}
+
+// Writes a piece of one token as int8, if it `writes` at all: v * unit * scale, v * unit rounded to
+// the nearest integers in the first slot, what that leaves in steps kFiner times finer in the next.
 template <ActivationForm kForm, int kFiner>
 __device__ __forceinline__ void write_integers(const Activations& a,
                                                const QuantizedActivations& out, int token,
-                                               int first, float scale, float unit,
+                                               int first, bool writes, float scale, float unit,
                                                float (&v)[2][4]) {
   // A number + kRound has the nearest integer in its last bits.
   constexpr float kRound = 12582912.0f;
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const int chunk = first / kChunkCols + g / 4;
-  const bool inside = chunk * kChunkCols < a.cols;
+  const bool inside = writes && chunk * kChunkCols < a.cols;
 #pragma unroll 1
   for (int slot = 0; slot < a.slots; ++slot) {
     const int row = token * a.slots + slot;
@@ -249,11 +265,7 @@ __device__ __forceinline__ void write_integers(const Activations& a,
                                      4 * place) = word;
       }
     }
-    if (a.sums) {
-#pragma unroll
-      for (int distance = 1; distance < 16; distance *= 2)
-        total += __shfl_xor_sync(~0u, total, distance);
-    }
+    if (a.sums) total = sum_of_half(total);
     if (inside && lane % 16 == 0)
       out.scale(chunk, row) = scale, out.sum(chunk, row) = scale * static_cast<float>(total);
     scale *= 1.0f / kFiner;
@@ -264,23 +276,24 @@ __device__ __forceinline__ void write_integers(const Activations& a,
 // Writes a rotated piece of one token as int8; `factor` is what the transform still lacks.
 template <ActivationForm kForm>
 __device__ __forceinline__ void write_int8(const Activations& a, const QuantizedActivations& out,
-                                           int token, int first, float factor,
+                                           int token, int first, bool writes, float factor,
                                            ScaleTeam<kForm>& team, float (&v)[2][4]) {
   const float largest = team.largest(largest_of(kForm, v));
   const float inverse = largest > 0 ? 127.0f * reciprocal(largest) : 0.0f;
-  write_integers<kForm, 254>(a, out, token, first, largest * factor * (1 / 127.0f), inverse, v);
+  write_integers<kForm, 254>(a, out, token, first, writes, largest * factor * (1 / 127.0f), inverse,
+                             v);
 }
 
 // The same as float16, whose largest magnitude is from 1 to 2.
 __device__ __forceinline__ void write_float16(const Activations& a, const QuantizedActivations& out,
-                                              int token, int first, float factor,
+                                              int token, int first, bool writes, float factor,
                                               const float (&v)[2][4]) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   const float largest = largest_of(ActivationForm::kFloat16Steps, v) * factor;
   const float scale = __uint_as_float(__float_as_uint(largest) & 0x7F800000u);  // 2^exponent
   const float inverse = scale > 0 ? factor / scale : 0.0f;
   const int chunk = first / kChunkCols + g / 4;
-  if (chunk * kChunkCols >= a.cols) return;
+  if (!writes || chunk * kChunkCols >= a.cols) return;
 #pragma unroll
   for (int p = 0; p < 2; ++p) {
     const __half2 low = __floats2half2_rn(v[p][0] * inverse, v[p][1] * inverse);
@@ -295,30 +308,58 @@ __device__ __forceinline__ void write_float16(const Activations& a, const Quanti
   if (lane % 16 == 0) out.scale(chunk, token) = scale;
 }
 
-// Rotates piece n of a share, at column `first`, and writes it; a whole warp calls it. raw: the
-// kInputs pieces of its block.
-template <int kInputs, ActivationForm kForm>
-__device__ __forceinline__ void rotate_and_write(const Activations& a,
-                                                 const PieceRotation& rotation,
-                                                 const PieceSigns& signs,
-                                                 const QuantizedActivations& out, int token, int n,
-                                                 int first, ScaleTeam<kForm>& team,
-                                                 uint2 (&raw)[kInputs][2]) {
-  // Of what the block's pieces are multiplied by, their signs have theirs.
-  PieceSigns all = signs;
-  if constexpr (kInputs > 1) all.multiply(first / kPieceCols & (kInputs - 1));
-  float c[2][4] = {}, v[2][4];
+// Code that runs once waits for its own instructions to arrive, a line of 128 bytes at a time. So
+// loops over pieces are not unrolled, and may begin with a rehearsal, whose zeros are not written,
+// where the kernel before still runs for so long:
+//
+//   turn -2   a rehearsal, nothing asked for
+//   turn -1   waits for the kernel before, asks for the first pieces; else before the loop
+//   turn i    piece i; asks for one that is two ahead, or the next one where pieces are large
+//
+// load(i, raw) the kInputs pieces of the block, signs(i, raw) flips them, write(i, v) narrows the
+// rotated piece and writes it if i is one. Whole warps take part.
+template <int kInputs, bool kRehearses, class Load, class Signs, class Write>
+__device__ __forceinline__ void for_pieces(int count, const PieceRotation& rotation, Load load,
+                                           Signs signs, Write write) {
+  constexpr bool kTwoAhead = kInputs == 1;
+  uint2 raw[kInputs][2] = {}, next[kInputs][2] = {};
+  const auto start = [&] {
+    wait_for_previous_kernel();
+    if (count > 0) load(0, raw);
+    if (kTwoAhead && count > 1) load(1, next);
+  };
+  if constexpr (!kRehearses) start();
+#pragma unroll 1
+  for (int i = kRehearses ? -2 : 0; i < count; ++i) {
+    if (kRehearses && i == -1) {
+      start();
+      continue;
+    }
+    float c[2][4] = {}, v[2][4];
+    signs(i, raw);
 #pragma unroll
-  for (int k = 0; k < kInputs; ++k) {
-    all.flip(kInputs == 1 ? n : k, raw[k]);
-    rotation.add_first(raw[k], c);
+    for (int k = 0; k < kInputs; ++k) rotation.add_first(raw[k], c);
+    if constexpr (kTwoAhead) {
+#pragma unroll
+      for (int k = 0; k < kInputs; ++k) raw[k][0] = next[k][0], raw[k][1] = next[k][1];
+      if (i >= 0 && i + 2 < count) load(i + 2, next);
+    } else {
+      if (i >= 0 && i + 1 < count) load(i + 1, raw);
+    }
+    rotation.second(c, v);
+    write(i, v);
   }
-  rotation.second(c, v);
-  const float factor = a.block > 0 ? reciprocal_root(static_cast<float>(a.block)) : 1.0f;
+}
+
+// Narrows and writes a rotated piece of one token; if not `writes`, all but the writing.
+template <ActivationForm kForm>
+__device__ __forceinline__ void write_piece(const Activations& a, const PieceRotation& rotation,
+                                            const QuantizedActivations& out, int token, int first,
+                                            bool writes, ScaleTeam<kForm>& team, float (&v)[2][4]) {
   if constexpr (kForm == ActivationForm::kFloat16Steps) {
-    write_float16(a, out, token, first, factor, v);
+    write_float16(a, out, token, first, writes, rotation.factor, v);
   } else {
-    write_int8<kForm>(a, out, token, first, factor, team, v);
+    write_int8<kForm>(a, out, token, first, writes, rotation.factor, team, v);
   }
 }
 
@@ -327,57 +368,80 @@ struct TokenRange {
   int first, end;
 };
 
-// The loop is not unrolled: code that runs once waits for its own instructions to arrive, at a line
-// of 128 bytes a time. `first_signs` are those of n = 0. Warps of a team go on together, also
-// where only the first of them have columns.
+// The piece at column `first` of several tokens. Warps of a team go on together, also where only
+// the first of them have columns.
+template <int kInputs, ActivationForm kForm, bool kRehearses>
+__device__ __forceinline__ void quantize_tokens(const Activations& a, const PieceRotation& rotation,
+                                                const QuantizedActivations& out, TokenRange tokens,
+                                                int first, ScaleTeam<kForm> team) {
+  if ((first & -(team.kWarps * kPieceCols)) >= a.cols || tokens.first >= tokens.end)
+    return wait_for_previous_kernel();
+  const int column = first & -(kInputs * kPieceCols);  // of the block
+  const PieceSigns signs =
+      PieceSigns::of<kInputs>(a, column, kPieceCols, kInputs, first / kPieceCols & (kInputs - 1));
+  const uint16_t* x = static_cast<const uint16_t*>(a.x) + int64_t(tokens.first) * a.cols + column;
+  for_pieces<kInputs, kRehearses>(
+      tokens.end - tokens.first, rotation,
+      [&](int, uint2(&raw)[kInputs][2]) {
+#pragma unroll
+        for (int k = 0; k < kInputs; ++k)
+          load_piece(x + k * kPieceCols, a.cols - column - k * kPieceCols, raw[k]);
+        x += a.cols;
+      },
+      [&](int, uint2(&raw)[kInputs][2]) {
+#pragma unroll
+        for (int k = 0; k < kInputs; ++k) signs.flip(k, raw[k]);
+      },
+      [&](int i, float (&v)[2][4]) {
+        write_piece<kForm>(a, rotation, out, tokens.first + i, first, i >= 0, team, v);
+      });
+}
+
+// Pieces warp, warp + warps, ... of the one token there is.
 template <int kInputs, ActivationForm kForm>
 __device__ __forceinline__ void quantize_share(const Activations& a, const PieceRotation& rotation,
-                                               const PieceSigns& first_signs,
-                                               const QuantizedActivations& out, TokenRange tokens,
-                                               const PieceShare& share, ScaleTeam<kForm> team) {
-  const PieceShare leader{team.first_of(share.warp), share.warps};
-  if (leader.column(0) >= a.cols) return;
-  uint2 next[kInputs][2];
-  int next_token = tokens.first, next_n = 0;
-  const auto load_next = [&] {
-    if (next_token >= tokens.end) return;
-    const int column = share.column(next_n) & -(kInputs * kPieceCols);
-#pragma unroll
-    for (int k = 0; k < kInputs; ++k) load_piece(a, next_token, column + k * kPieceCols, next[k]);
+                                               const QuantizedActivations& out, int warp,
+                                               int warps) {
+  const int pieces = (a.cols + kPieceCols - 1) / kPieceCols;
+  const int count = (pieces - warp + warps - 1) / warps;
+  ScaleTeam<kForm> team;
+  // Signs of the block's pieces, or of the next four.
+  const auto signs_of = [&](int n) {
+    const int column = (n * warps + warp) * kPieceCols;
+    return kInputs == 1 ? PieceSigns::of<4>(a, column, warps * kPieceCols, count - n, 0)
+                        : PieceSigns::of<kInputs>(a, column & -(kInputs * kPieceCols), kPieceCols,
+                                                  kInputs, warp & (kInputs - 1));
   };
-  load_next();
-  PieceSigns signs = first_signs;
-#pragma unroll 1
-  while (next_token < tokens.end) {
-    const int token = next_token, n = next_n;
-    uint2 raw[kInputs][2];
+  PieceSigns signs = signs_of(0);
+  for_pieces<kInputs, false>(
+      count, rotation,
+      [&](int n, uint2(&raw)[kInputs][2]) {
+        const int column = (n * warps + warp) * kPieceCols & -(kInputs * kPieceCols);
 #pragma unroll
-    for (int k = 0; k < kInputs; ++k) raw[k][0] = next[k][0], raw[k][1] = next[k][1];
-    ++next_n;
-    if (leader.column(next_n) >= a.cols) next_n = 0, ++next_token;
-    load_next();
-    if (n == 0) {
-      signs = first_signs;
-    } else if (kInputs > 1 || n % 4 == 0) {
-      signs = PieceSigns(a, share, n);
-    }
-    rotate_and_write<kInputs, kForm>(a, rotation, signs, out, token, n, share.column(n), team, raw);
-  }
+        for (int k = 0; k < kInputs; ++k)
+          load_piece(static_cast<const uint16_t*>(a.x) + column + k * kPieceCols,
+                     a.cols - column - k * kPieceCols, raw[k]);
+      },
+      [&](int n, uint2(&raw)[kInputs][2]) {
+        if (n > 0 && (kInputs > 1 || n % 4 == 0)) signs = signs_of(n);
+#pragma unroll
+        for (int k = 0; k < kInputs; ++k) signs.flip(kInputs == 1 ? n & 3 : k, raw[k]);
+      },
+      [&](int n, float (&v)[2][4]) {
+        write_piece<kForm>(a, rotation, out, 0, (n * warps + warp) * kPieceCols, true, team, v);
+      });
 }
 
 template <ActivationForm kForm>
-__device__ __forceinline__ void quantize_tokens(const Activations& a, const PieceRotation& rotation,
-                                                const PieceSigns& signs,
-                                                const QuantizedActivations& out, TokenRange tokens,
-                                                const PieceShare& share,
-                                                const ScaleTeam<kForm>& team) {
+__device__ __forceinline__ void quantize_row(const Activations& a, const PieceRotation& rotation,
+                                             const QuantizedActivations& out, int warp, int warps) {
   switch (inputs_of(a.block)) {
     case 1:
-      return quantize_share<1, kForm>(a, rotation, signs, out, tokens, share, team);
+      return quantize_share<1, kForm>(a, rotation, out, warp, warps);
     case 2:
-      return quantize_share<2, kForm>(a, rotation, signs, out, tokens, share, team);
+      return quantize_share<2, kForm>(a, rotation, out, warp, warps);
     default:
-      return quantize_share<4, kForm>(a, rotation, signs, out, tokens, share, team);
+      return quantize_share<4, kForm>(a, rotation, out, warp, warps);
   }
 }
 

@@ -21,9 +21,9 @@ struct IndexOperand : Float16Operand {
     return float16_tile(columns, kChunkBytes, kIndexTableBytes);
   }
 
-  static __device__ __forceinline__ void prepare(const ProductTask& task, uint8_t* table,
-                                                 int threads) {
-    copy_index_tables(task.index, table, threads);
+  template <int kThreads>
+  static __device__ __forceinline__ void prepare(const ProductTask& task, uint8_t* table) {
+    copy_index_tables(task.index, table, kThreads);
   }
 
   struct Tile : Fragments {

@@ -93,11 +93,12 @@ struct QuantizedActivations {
   }
 
  private:
-  // 32 bits: a section is 128 bytes.
+  // 32 bits: a section is 128 bytes. Of group row >> group_bits, whose rows begin at group *
+  // group_rows.
   PVQ_HD uint32_t place(int part, int parts, int row) const {
     const int group = row >> group_bits,
               group_rows = group_bits == kOneGroup ? rows : 1 << group_bits;
-    return uint32_t(group * parts + part) * group_rows + row - group * group_rows;
+    return uint32_t(group * (parts - 1) + part) * group_rows + row;
   }
 };
 

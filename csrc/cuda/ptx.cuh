@@ -92,6 +92,10 @@ __device__ __forceinline__ uint4 load_shared_vector(uint32_t address) {
   return r;
 }
 
+__device__ __forceinline__ void store_shared_word(uint32_t address, uint32_t value) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+
 // From global memory, past the caches of the SM.
 __device__ __forceinline__ uint32_t load_word_now(const void* address) {
   uint32_t r;
@@ -139,6 +143,13 @@ __device__ __forceinline__ void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
 }
 
+// A barrier of all `threads` threads of the block, whole warps. Who arrives does not wait.
+__device__ __forceinline__ void arrive_at_all(int threads) {
+  asm volatile("bar.arrive 0, %0;" ::"r"(threads) : "memory");
+}
+__device__ __forceinline__ void barrier_of_all(int threads) {
+  asm volatile("bar.sync 0, %0;" ::"r"(threads) : "memory");
+}
 // A barrier of the first `threads` threads of the block, whole warps.
 __device__ __forceinline__ void barrier_of_first(int threads) {
   asm volatile("bar.sync 1, %0;" ::"r"(threads) : "memory");

@@ -26,17 +26,20 @@ constexpr int kMagicBits = 0x4B400000;
 constexpr float kMagic = 12582912.0f;
 
 // The table in front of a code's fragments, a copy a lane.
-template <class Chunk>
-__device__ __forceinline__ void fill_table(const uint8_t* fragments, uint8_t* table, int threads) {
-  const uint32_t* words = reinterpret_cast<const uint32_t*>(fragments);
-  constexpr int kRows = Chunk::kHeaderBytes / 4;
+template <class Chunk, int kThreads>
+__device__ __forceinline__ void fill_table(const uint8_t* fragments, uint8_t* table) {
+  constexpr int kRows = Chunk::kHeaderBytes / 4, kStep = kThreads / 8, kEach = kRows / kStep;
+  static_assert(kRows % kStep == 0);
   constexpr int kRowBytes = 256 * kTableRowBytes / kRows;
-#pragma unroll 4
-  for (int row = threadIdx.x / 8; row < kRows; row += threads / 8) {
-    const uint32_t word = __ldg(words + row);
-    reinterpret_cast<uint4*>(table + row * kRowBytes)[threadIdx.x % 8] =
-        make_uint4(word, word, word, word);
-  }
+  const int first = threadIdx.x / 8;
+  const uint32_t* words = reinterpret_cast<const uint32_t*>(fragments) + first;
+  uint4* const to = reinterpret_cast<uint4*>(table + first * kRowBytes) + threadIdx.x % 8;
+  uint32_t word[kEach];
+#pragma unroll
+  for (int i = 0; i < kEach; ++i) word[i] = __ldg(words + i * kStep);
+#pragma unroll
+  for (int i = 0; i < kEach; ++i)
+    to[i * kStep * kRowBytes / 16] = make_uint4(word[i], word[i], word[i], word[i]);
 }
 
 // Offset in the table of the entry of code byte `kByte` of `word`: byte 1 is the code, byte 0 the

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     write_padding<kForm>(a, out, token, warp, gridDim.x * kWarps);
     return;
   }
-  ScaleTeam<kForm> team{reinterpret_cast<float*>(dynamic_shared()), kWarps};
+  ScaleTeam<kForm> team(dynamic_shared(), kWarps);
   const int first = warp * kPieceCols;
   if (team.first_of(warp) * kPieceCols >= a.cols) return;
   // Columns as write_integers takes them; zeros beyond the last.
@@ -54,11 +54,11 @@ __global__ void __launch_bounds__(kWarps * 32)
       for (int i = 0; i < 8; ++i) v[i / 4][i % 4] *= 1.0f / kDigit;
       amplitude[0] *= kDigit;
     }
-    write_integers<kForm, kDigit>(a, out, token, first, amplitude[0], 1.0f, v);
+    write_integers<kForm, kDigit>(a, out, token, first, true, amplitude[0], 1.0f, v);
   } else {
 #pragma unroll
     for (int i = 0; i < 8; ++i) v[i / 4][i % 4] *= amplitude[i / 4];
-    write_int8<kForm>(a, out, token, first, 1.0f, team, v);
+    write_int8<kForm>(a, out, token, first, true, 1.0f, team, v);
   }
 }
 

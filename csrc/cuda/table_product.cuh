@@ -99,6 +99,7 @@ struct SumPlace {
 // What the launch adds to the task: passes over the columns (a warp takes J chunks a pass), and how
 // many tiles' partial sums have a place in shared memory.
 struct NarrowPlan {
+  WorkSplit tiles;  // of the blocks
   int passes, slot_bits;
   int group;  // tiles that pass over the columns together
 
@@ -234,9 +235,8 @@ __global__ void __maxnreg__(launch_registers(kRows))
   // blockIdx.y takes the next eight rows.
   const int first_row = kOne ? 0 : blockIdx.y * kNarrowRows;
   const int rows = kOne ? 1 : min(kNarrowRows, x.rows() - first_row), chunks = task.chunks;
-  const int tiles = (task.rows + kTileRows - 1) / kTileRows;
-  const int first_tile = int(int64_t(blockIdx.x) * tiles / gridDim.x);
-  const int num_tiles = int(int64_t(blockIdx.x + 1) * tiles / gridDim.x) - first_tile;
+  const int first_tile = plan.tiles.first_step(blockIdx.x);
+  const int num_tiles = plan.tiles.first_step(blockIdx.x + 1) - first_tile;
   constexpr ActivationForm kForm = ActivationForm::kInt8Lanes;
   QuantizedActivations a = task.quantized;
   if (kFused)
@@ -247,23 +247,25 @@ __global__ void __maxnreg__(launch_registers(kRows))
     give_registers_up<kOthersRegisters>();
     const bool copies = thread == kMultiplyingThreads;
     CodeStream<Chunk, J> stream{};
+    if (warp == kWarps) {
+#pragma unroll 1
+      for (int stage = lane; stage < Shape::kStages; stage += 32) {
+        barrier_init(Shape::full_barrier(stage), 1);
+        barrier_init(Shape::free_barrier(stage), kWarps);
+      }
+      if (lane < plan.slots()) {
+        barrier_init(Shape::summed_barrier(lane), kWarps);
+        barrier_init(Shape::added_barrier(lane), kAddingThreads / 32);
+      }
+      barrier_init_fence();
+      __syncwarp();
+    }
     if (copies) {
       stream.tile_bytes = int64_t(chunks) * Chunk::kBytes;
       stream.origin = task.weights + Chunk::kHeaderBytes + first_tile * stream.tile_bytes;
       stream.chunks = chunks;
       stream.num_tiles = num_tiles;
       stream.plan = plan;
-#pragma unroll 1
-      for (int stage = 0; stage < Shape::kStages; ++stage) {
-        barrier_init(Shape::full_barrier(stage), 1);
-        barrier_init(Shape::free_barrier(stage), kWarps);
-      }
-#pragma unroll 1
-      for (int slot = 0; slot < plan.slots(); ++slot) {
-        barrier_init(Shape::summed_barrier(slot), kWarps);
-        barrier_init(Shape::added_barrier(slot), kAddingThreads / 32);
-      }
-      barrier_init_fence();
       stream.fill(Shape::kEarlyStages);  // codes do not depend on the kernel before
     }
     wait_for_previous_kernel();
@@ -293,15 +295,12 @@ __global__ void __maxnreg__(launch_registers(kRows))
     return;
   }
   take_registers<multiplying_registers(kRows)>();
-  fill_table<Chunk>(task.weights, shared + (kTableAddress - kFirstAddress), kMultiplyingThreads);
+  fill_table<Chunk, kMultiplyingThreads>(task.weights, shared + (kTableAddress - kFirstAddress));
 
   // --- the activations
   if constexpr (kFused) {
     const PieceRotation rotation(x.block, x.type);
-    const PieceShare share{warp, kWarps};
-    const PieceSigns signs(x, share, 0);
-    wait_for_previous_kernel();
-    quantize_tokens<kForm>(x, rotation, signs, a, {0, x.tokens}, share, {});
+    quantize_row<kForm>(x, rotation, a, warp, kWarps);
   } else {
     wait_for_previous_kernel();
   }
@@ -442,6 +441,7 @@ int launch_table_product(const ProductTask& task, int multiprocessors, cudaStrea
   plan.group = plan.passes == 1 ? int(tiles_of(task.rows)) : plan.slots() / 2;
   const int groups = (rows + kNarrowRows - 1) / kNarrowRows;
   const int blocks = std::min(int(tiles_of(task.rows)), multiprocessors);
+  plan.tiles = WorkSplit(tiles_of(task.rows), blocks);
   const auto kernel = !task.quantized.values ? table_product_kernel<Chunk, J, Rows::kOwn>
                       : rows == 1 ? table_product_kernel<Chunk, J, Rows::kOne>
                                   : table_product_kernel<typename Chunk::ForMany, J, Rows::kMany>;

@@ -23,9 +23,9 @@ struct TableOperand {
     return table_wide_tile(Chunk::kFormat, columns);
   }
 
-  static __device__ __forceinline__ void prepare(const uint8_t* weights, uint8_t* table,
-                                                 int threads) {
-    fill_table<Chunk>(weights, table, threads);
+  template <int kThreads>
+  static __device__ __forceinline__ void prepare(const uint8_t* weights, uint8_t* table) {
+    fill_table<Chunk, kThreads>(weights, table);
   }
 
   struct Tile {

@@ -21,6 +21,7 @@ WidePlan WidePlan::of(const WideTile& tile, int64_t rows, int64_t chunks, int64_
   // cut between blocks, where there are fewer groups than multiprocessors.
   for (plan.depth = 1;; plan.depth *= 2) {
     plan.row_parts = tile.warpgroups / plan.depth;
+    plan.row_bits = plan.row_parts / 2;  // of 1, 2 or 4
     const int64_t group_rows = kWarpgroupRows * plan.row_parts;
     plan.groups = int((rows + group_rows - 1) / group_rows * plan.column_groups);
     // Two chunks a step and warpgroup, which cost less to copy than one twice, if there are stages
@@ -30,19 +31,22 @@ WidePlan WidePlan::of(const WideTile& tile, int64_t rows, int64_t chunks, int64_
       plan.stages = std::min(kMostStages, (tile.ring_end() - tile.ring()) / plan.stage_bytes);
       if (plan.stages >= (tile.columns == 128 ? 3 : 2) || plan.run == 1) break;
     }
-    plan.split.group_steps = int((chunks + plan.step_chunks() - 1) / plan.step_chunks());
-    plan.split.steps = int64_t(plan.groups) * plan.split.group_steps;
+    plan.group_steps = int((chunks + plan.step_chunks() - 1) / plan.step_chunks());
     if (plan.depth == tile.max_depth || 4 * plan.groups >= 3 * multiprocessors) break;
     if (tile.columns >= kManyColumns && 3 * plan.groups >= multiprocessors &&
-        plan.split.steps >= int64_t(kLongRun) * multiprocessors)
+        plan.steps() >= int64_t(kLongRun) * multiprocessors)
       break;
   }
   plan.fold_steps = std::max(1, scale_cols(tile.form) / (kChunkCols * plan.step_chunks()));
-  plan.split.blocks = int(std::min<int64_t>(plan.split.steps, multiprocessors));
-  const int64_t run_steps = (plan.split.steps + plan.split.blocks - 1) / plan.split.blocks;
-  if (plan.groups <= multiprocessors &&
-      plan.split.group_steps <= run_steps + tile.cut_chunks / plan.run)
-    plan.split.blocks = plan.groups;
+  const int stage_codes = 4 * tile.warpgroups * plan.run * tile.chunk_bytes;
+  plan.early_stages = std::clamp(kEarlyBytes / stage_codes, 1, plan.stages);
+  int blocks = int(std::min<int64_t>(plan.steps(), multiprocessors));
+  const int64_t run_steps = (plan.steps() + blocks - 1) / blocks;
+  if (plan.groups <= multiprocessors && plan.group_steps <= run_steps + tile.cut_chunks / plan.run)
+    blocks = plan.groups;
+  plan.split = WorkSplit(plan.steps(), blocks);
+  plan.by_group_steps = Divisor(plan.group_steps);
+  plan.by_column_groups = Divisor(plan.column_groups);
   return plan;
 }
 

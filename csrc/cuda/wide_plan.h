@@ -57,15 +57,20 @@ struct WideTile {
 // Groups of the same rows follow each other.
 struct WidePlan {
   WorkSplit split;
-  int row_parts, depth, run, column_groups, groups;
+  int group_steps;
+  Divisor by_group_steps, by_column_groups;
+  int row_parts, row_bits, depth, run;  // row_parts = 2^row_bits
+  int column_groups, groups;
   int fold_steps;  // steps of the columns of a scale
   // Of the ring, whose stages hold a step's activations, their scales, and its codes tile by tile.
   int stages, stage_bytes;
+  int early_stages;  // whose codes are copied before the kernel before ends
 
   // columns: rows of the quantized activations, a multiple of tile.columns.
   static WidePlan of(const WideTile& tile, int64_t rows, int64_t chunks, int64_t columns,
                      int multiprocessors);
   PVQ_HD int step_chunks() const { return depth * run; }
+  PVQ_HD int64_t steps() const { return int64_t(groups) * group_steps; }
 };
 
 // The quantized activations, counters and partial sums follow each other.

@@ -28,7 +28,7 @@
 //   kHalfOdd                    the result is 2 sums + the sum of the activations, not the sums
 //   kTurns                      of two warpgroups
 //   tile(columns)               of an instance
-//   prepare(weights, table, threads)       fills the table, if tiles have one
+//   prepare<kThreads>(weights, table)      fills the table, if tiles have one; so many threads
 //   Tile      a chunk in registers: load(from_shared, lane), clear(); done() behind wgmma_wait()
 //             with tables of their own, prepare and load get the task before all else
 //   Sum       float or int, and sum_of(Sum) the float that it means
@@ -36,6 +36,7 @@
 #pragma once
 
 #include <algorithm>
+#include <climits>
 
 #include "cuda/launch.cuh"
 #include "cuda/product_output.cuh"
@@ -68,6 +69,8 @@ struct WideShape {
   // Where a stage is freed only behind the wait for the next one, there must be two.
   static_assert((!kTurns && kTiles == 2) ||
                 2 * tile().stage_bytes(tile().max_depth, 1) <= tile().ring_end() - tile().ring());
+  // Whose sums of a group are asked for before any of them is added.
+  static constexpr int kBlocksAtOnce = std::clamp(8 / kItems, 1, 4);
   // Of a thread. What the copying warpgroup gives up the others take. Few columns need so few that
   // the kernel which narrows activations has its place beside this one.
   static constexpr int kLaunchRegisters = tile().room_beside()     ? registers_beside(kThreads / 32)
@@ -115,9 +118,11 @@ struct Stage {
 struct GroupPlace {
   int tile, column;
 
-  __device__ GroupPlace(int group, const WidePlan& plan, int columns)
-      : tile(group / plan.column_groups * plan.row_parts * (kWarpgroupRows / kTileRows)),
-        column(group % plan.column_groups * columns) {}
+  __device__ GroupPlace(int group, const WidePlan& plan, int columns) {
+    const int rows = plan.by_column_groups.quotient(group);
+    tile = (rows << plan.row_bits) * (kWarpgroupRows / kTileRows);
+    column = (group - rows * plan.column_groups) * columns;
+  }
 };
 
 // Writes the sums of a thread: of rows g and g + 8 of a tile, and columns 8 n + 2 t and the next.
@@ -176,13 +181,8 @@ __device__ __forceinline__ void write_singly(const ProductTask& task, int tile, 
 
 template <int kItems>
 __device__ __forceinline__ void write_sums(const ProductTask& task, int tile, int first_column,
+                                           const float (&row_scale)[2],
                                            const float (&out)[kItems][4]) {
-  float row_scale[2];
-#pragma unroll
-  for (int u = 0; u < 2; ++u) {
-    const int row = tile * kTileRows + threadIdx.x % 32 / 4 + 8 * u;
-    row_scale[u] = row < task.rows ? row_scale_of(task, row) : 0;
-  }
   if (task.rows % 2) {  // a pair of rows would not be aligned
     write_singly(task, tile, first_column, row_scale, out);
   } else if (task.activations.type == RealType::kFloat16) {
@@ -190,6 +190,10 @@ __device__ __forceinline__ void write_sums(const ProductTask& task, int tile, in
   } else {
     write_pairs<__nv_bfloat16>(task, tile, first_column, row_scale, out);
   }
+}
+
+__device__ __forceinline__ void add_to(float (&sum)[4], const float4& v) {
+  sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w;
 }
 
 // Copies what the steps of a block's run need into the ring: each warp of the copying warpgroup the
@@ -204,24 +208,24 @@ struct WideStream {
   int warp, lane;  // of the warpgroup
   int left, group, step;
   int slot = 0;
+  int column = 0;                      // of the group's activations
   const uint8_t* row_codes = nullptr;  // of the lane's tile
 
-  __device__ __forceinline__ void find_codes() {
-    const int first = GroupPlace(group, plan, kColumns).tile, last = (task.rows - 1) / kTileRows;
-    const int tile = min(first + 4 * lane + warp, last);  // tiles beyond the last are not written
+  __device__ __forceinline__ void find_group() {
+    const GroupPlace place(group, plan, kColumns);
+    column = place.column;
+    // Tiles beyond the last are not written.
+    const int tile = min(place.tile + 4 * lane + warp, (task.rows - 1) / kTileRows);
     row_codes = task.weights + Operand::kHeaderBytes +
                 int64_t(tile) * task.chunks * chunk_bytes_of<Operand>(task);
   }
   __device__ __forceinline__ void next() {
     --left;
     if (++slot == plan.stages) slot = 0;
-    if (++step == plan.split.group_steps) {
+    if (++step == plan.group_steps) {
       step = 0, ++group;
-      find_codes();
+      find_group();
     }
-  }
-  __device__ __forceinline__ int stage_code_bytes() const {
-    return 4 * plan.row_parts * plan.step_chunks() * chunk_bytes_of<Operand>(task);
   }
   __device__ __forceinline__ int chunks() const {  // of the step
     return min(plan.step_chunks(), task.chunks - step * plan.step_chunks());
@@ -246,8 +250,7 @@ struct WideStream {
   }
   __device__ __forceinline__ void copy_activations() const {
     if (lane != kPayer || warp > 1) return;
-    const int column = GroupPlace(group, plan, kColumns).column, count = chunks();
-    const int first = step * plan.step_chunks();
+    const int count = chunks(), first = step * plan.step_chunks();
     const uint32_t stage = Shape::kRing + slot * plan.stage_bytes;
     const uint32_t barrier = Shape::full_barrier(slot);
     if (warp == 0) {
@@ -270,40 +273,36 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
   check_first_address(shared);
   // From a lane that all others follow, so that the compiler knows it to be the same for all.
   const int thread = threadIdx.x, lane = thread % 32, warp = __shfl_sync(~0u, thread / 32, 0);
-  const WorkSplit& split = plan.split;
-  const int64_t begin = split.first_step(blockIdx.x);
-  const int run = int(split.first_step(blockIdx.x + 1) - begin);
-  const int first_group = int(begin / split.group_steps);
-  const int first_step = int(begin % split.group_steps);
+  const int begin = plan.split.first_step(blockIdx.x);
+  const int run = plan.split.first_step(blockIdx.x + 1) - begin;
+  const int first_group = plan.by_group_steps.quotient(begin);
+  const int first_step = begin - first_group * plan.group_steps;
 
   if (warp >= Shape::kWarps) {
     give_registers_up<Shape::kCopyingRegisters>();
-    if (thread == Shape::kMultiplyingThreads) {
-#pragma unroll 1
-      for (int slot = 0; slot < plan.stages; ++slot) {
-        barrier_init(Shape::full_barrier(slot), 4);
-        barrier_init(Shape::free_barrier(slot), Shape::kWarps);
-      }
+    if (const int slot = thread - Shape::kMultiplyingThreads; slot < plan.stages) {
+      barrier_init(Shape::full_barrier(slot), 4);
+      barrier_init(Shape::free_barrier(slot), Shape::kWarps);
       barrier_init_fence();
     }
     WideStream<Operand, kColumns> codes{task,        plan,      warp - Shape::kWarps, lane, run,
                                         first_group, first_step};
-    codes.find_codes();
+    codes.find_group();
     auto activations = codes;
-    __syncthreads();
+    barrier_of_team(0);  // the barriers stand
+    arrive_at_all(Shape::kThreads);
     // Codes do not depend on the kernel before, activations do, which stand in the queues of the
     // memory behind all codes that were asked for.
-    const int early = min(plan.stages, max(1, kEarlyBytes / codes.stage_code_bytes()));
     int stage = 0;
 #pragma unroll 1
-    for (; stage < early && codes.left > 0; ++stage, codes.next()) {
+    for (; stage < plan.early_stages && codes.left > 0; ++stage, codes.next()) {
       codes.announce();
       codes.copy_codes();
     }
     wait_for_previous_kernel();
     allow_next_kernel();
 #pragma unroll 1
-    for (int i = 0; i < early && activations.left > 0; ++i, activations.next())
+    for (int i = 0; i < plan.early_stages && activations.left > 0; ++i, activations.next())
       activations.copy_activations();
 #pragma unroll 1
     for (; stage < plan.stages && codes.left > 0; ++stage, codes.next()) {
@@ -324,15 +323,14 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
     return;
   }
   take_registers<Shape::kRegisters>();
-  __syncthreads();                    // the barriers stand
   const int in_group = thread % 128;  // of the warpgroup
-  const int part_row = warp / 4 % plan.row_parts, depth = warp / 4 / plan.row_parts;
+  const int part_row = warp / 4 & (plan.row_parts - 1), depth = warp / 4 >> plan.row_bits;
+  constexpr int kTableOffset = kTableAddress - kFirstAddress;
   if constexpr (Shape::tile().own_bytes > 0)
-    Operand::prepare(task, shared + (kTableAddress - kFirstAddress), Shape::kMultiplyingThreads);
+    Operand::template prepare<Shape::kMultiplyingThreads>(task, shared + kTableOffset);
   if constexpr (Shape::tile().table)
-    Operand::prepare(task.weights, shared + (kTableAddress - kFirstAddress),
-                     Shape::kMultiplyingThreads);
-  barrier_of_first(Shape::kMultiplyingThreads);
+    Operand::template prepare<Shape::kMultiplyingThreads>(task.weights, shared + kTableOffset);
+  barrier_of_all(Shape::kThreads);  // the table is there, the barriers stand
   wait_for_previous_kernel();
   allow_next_kernel();
 
@@ -353,14 +351,6 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
   Stage next{};                  // to wait for
   bool owner = first_step == 0;  // of the group
   if (Shape::kTurns && warp >= 4) give_turn(0);
-  const auto add_sums = [&](auto sums_of) {
-    float4 v[kItems];
-#pragma unroll
-    for (int n = 0; n < kItems; ++n) v[n] = sums_of(n);
-#pragma unroll
-    for (int n = 0; n < kItems; ++n)
-      out[n][0] += v[n].x, out[n][1] += v[n].y, out[n][2] += v[n].z, out[n][3] += v[n].w;
-  };
   typename Operand::Sum sums[4 * kItems];
   // Where the warpgroup's first chunk of a step begins in a stage: its codes and its values.
   uint32_t my_codes =
@@ -415,7 +405,7 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
   };
   // Behind step `at` the scales are others, or the group or the run is over.
   const auto end_of = [&](int at, int left) {
-    return min(min((at | (plan.fold_steps - 1)) + 1, split.group_steps), at + left);
+    return min(min((at | (plan.fold_steps - 1)) + 1, plan.group_steps), at + left);
   };
   typename Operand::Tile tile[Shape::kTiles];
   // With turns, products come in pairs: of the two chunks of a step, or of two steps.
@@ -446,7 +436,7 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
     multiply(tile[0], first.offset, 0, first_there, add);
   };
   const auto multiply_second = [&] {
-    multiply(tile[1], second.offset, 2 - pair_steps, second_there, true);
+    multiply(tile[1], second.offset, plan.run - 1, second_there, true);
   };
   const bool by_pairs = Operand::kTurns == Turns::kOfPairs && plan.run == 2;
   if constexpr (Shape::kTurns) {
@@ -466,7 +456,7 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
       tile[0].done();
       tile[1].done();
       --left, ++step;
-      const bool ends = step == split.group_steps || left == 0;
+      const bool ends = step == plan.group_steps || left == 0;
       summed = !ends && (step & (plan.fold_steps - 1)) != 0;
       if (!summed) fold(next.offset);
       free_stage(next.slot);
@@ -497,7 +487,7 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
       tile[0].done();
       fold(first.offset);
       free_stage(held);
-      if (step < split.group_steps && left > 0) continue;
+      if (step < plan.group_steps && left > 0) continue;
     } else {
       const int begin = step;
       step = end_of(begin, left);
@@ -507,7 +497,7 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
       const auto is_last = [&](int at) { return at + pair_steps >= step; };
       const auto is_more = [&](int at) { return !is_last(at) || left > 0; };
       const auto behind = [&](int at) {
-        return !is_last(at) ? at + pair_steps : step == split.group_steps ? 0 : step;
+        return !is_last(at) ? at + pair_steps : step == plan.group_steps ? 0 : step;
       };
       // Who gives the last turn of all finds nobody waiting for it.
       const auto give = [&](bool more) {
@@ -551,10 +541,20 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
           free_stage(mine.slot);
         }
       }
-      if (step < split.group_steps && left > 0) continue;
+      if (step < plan.group_steps && left > 0) continue;
     }
 
     // --- the end of a group, or of the run
+    const GroupPlace place(group, plan, kColumns);
+    const int row_tile = place.tile + part_row * (kWarpgroupRows / kTileRows) + warp % 4;
+    float row_scale[2] = {};  // asked for before they are needed
+    if (owner && depth == 0) {
+#pragma unroll
+      for (int u = 0; u < 2; ++u) {
+        const int row = row_tile * kTileRows + lane / 4 + 8 * u;
+        if (row < task.rows) row_scale[u] = row_scale_of(task, row);
+      }
+    }
     if (Operand::kHalfOdd) {
       float* const offsets =
           reinterpret_cast<float*>(shared + (Shape::tile().offsets() - kFirstAddress)) +
@@ -578,31 +578,44 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
               make_float4(out[n][0], out[n][1], out[n][2], out[n][3]);
       }
       barrier_of_first(Shape::kMultiplyingThreads);
-      if (depth == 0)
-        add_sums([&](int n) { return *Shape::exchange(shared, part_row * kItems + n, in_group); });
+      if (depth == 0) {
+        float4 v[kItems];
+#pragma unroll
+        for (int n = 0; n < kItems; ++n)
+          v[n] = *Shape::exchange(shared, part_row * kItems + n, in_group);
+#pragma unroll
+        for (int n = 0; n < kItems; ++n) add_to(out[n], v[n]);
+      }
       barrier_of_first(Shape::kMultiplyingThreads);
     }
     // A block leaves sums of one group at most, the one that it begins with.
     const int first_item = part_row * kItems * 128 + in_group;
     if (owner) {
-      if (step < split.group_steps) {
-        const int last = split.last_block(group);
+      if (step < plan.group_steps) {
+        const int last = plan.split.block_until(blockIdx.x, (group + 1) * plan.group_steps);
         if (thread == 0)
           while (load_acquire(task.counters + group) < last - blockIdx.x) __nanosleep(20);
         barrier_of_first(Shape::kMultiplyingThreads);
         if (depth == 0) {
+          const float4* theirs = partials + first_item;
 #pragma unroll 1
-          for (int block = blockIdx.x + 1; block <= last; ++block) {
-            const float4* theirs = partials + int64_t(block) * group_items + first_item;
-            add_sums([&](int n) { return __ldcg(theirs + n * 128); });
+          for (int block = blockIdx.x + 1; block <= last; block += Shape::kBlocksAtOnce) {
+            float4 v[Shape::kBlocksAtOnce][kItems] = {};
+#pragma unroll
+            for (int b = 0; b < Shape::kBlocksAtOnce; ++b) {
+              if (b > 0 && block + b > last) break;
+#pragma unroll
+              for (int n = 0; n < kItems; ++n)
+                v[b][n] = __ldcg(theirs + int64_t(block + b) * group_items + n * 128);
+            }
+#pragma unroll
+            for (int b = 0; b < Shape::kBlocksAtOnce; ++b)
+#pragma unroll
+              for (int n = 0; n < kItems; ++n) add_to(out[n], v[b][n]);
           }
         }
       }
-      if (depth == 0) {
-        const GroupPlace place(group, plan, kColumns);
-        write_sums(task, place.tile + part_row * (kWarpgroupRows / kTileRows) + warp % 4,
-                   place.column, out);
-      }
+      if (depth == 0) write_sums(task, row_tile, place.column, row_scale, out);
     } else {
       if (depth == 0) {
         float4* const mine = partials + int64_t(blockIdx.x) * group_items + first_item;
@@ -633,6 +646,7 @@ int launch_wide(const ProductTask& task, int multiprocessors, cudaStream_t strea
   if (Operand::kChunkBytes == 0) tile.chunk_bytes = task.chunk_bytes;
   const WidePlan plan =
       WidePlan::of(tile, task.rows, task.chunks, task.quantized.rows, multiprocessors);
+  if (plan.steps() > INT_MAX) return cudaErrorInvalidValue;
   const auto kernel = wide_kernel<Operand, kColumns>;
   return launch_overlapped(kernel, dim3(unsigned(plan.split.blocks)), Shape::kThreads,
                            tile.end() - kFirstAddress, stream, task, plan);

@@ -16,6 +16,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <vector>
 
 // The CUDA headers have been read as host code; what follows them is the device's.
@@ -172,9 +173,14 @@ template <class T>
 T __shfl_xor_sync(unsigned, T value, int distance) {
   return __shfl_sync(~0u, value, emulation::self.lane() ^ distance);
 }
-inline int __reduce_max_sync(unsigned, int value) {
+template <class T>
+T __reduce_max_sync(unsigned, T value) {
   return emulation::among_lanes(value,
-                                [](const int* all) { return *std::max_element(all, all + 32); });
+                                [](const T* all) { return *std::max_element(all, all + 32); });
+}
+inline int __reduce_add_sync(unsigned, int value) {
+  return emulation::among_lanes(value,
+                                [](const int* all) { return std::accumulate(all, all + 32, 0); });
 }
 inline uint32_t __ballot_sync(unsigned, int condition) {
   return emulation::among_lanes(condition, [](const int* all) {
@@ -183,7 +189,7 @@ inline uint32_t __ballot_sync(unsigned, int condition) {
     return bits;
   });
 }
-inline bool __any_sync(unsigned, bool condition) { return __reduce_max_sync(~0u, condition) != 0; }
+inline bool __any_sync(unsigned, bool condition) { return __reduce_max_sync(~0u, int(condition)) != 0; }
 inline void __syncthreads() { emulation::self.block->meeting.arrive(); }
 inline void __syncwarp() { emulation::self.warp().meeting.arrive(); }
 inline void __threadfence() {}

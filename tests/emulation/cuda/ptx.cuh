@@ -62,6 +62,9 @@ inline uint32_t load_shared_half(uint32_t address) { return load_shared<uint16_t
 inline uint32_t load_shared_word(uint32_t address) { return load_shared<uint32_t>(address); }
 inline uint2 load_shared_pair(uint32_t address) { return load_shared<uint2>(address); }
 inline uint4 load_shared_vector(uint32_t address) { return load_shared<uint4>(address); }
+inline void store_shared_word(uint32_t address, uint32_t value) {
+  std::memcpy(shared_at(address, sizeof(value)), &value, sizeof(value));
+}
 
 // Copies are made as late as the program allows, when somebody waits for their barrier.
 inline void barrier_init(uint32_t barrier, int arrivals) {
@@ -84,6 +87,11 @@ template <int kRegisters>
 void give_registers_up() {}
 template <int kRegisters>
 void take_registers() {}
+inline void arrive_at_all(int) {
+  self.block->meeting.arrive(false);
+  emulation::linger();
+}
+inline void barrier_of_all(int) { self.block->meeting.arrive(); }
 inline void barrier_of_first(int threads) { self.block->first(threads).arrive(); }
 inline void barrier_of_team(int team) { self.block->team[team].arrive(); }
 inline void wait_for_turn(int group) { self.block->turn[group].arrive(true); }
