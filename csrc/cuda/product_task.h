@@ -93,8 +93,7 @@ struct QuantizedActivations {
   }
 
  private:
-  // 32 bits: a section is 128 bytes. Of group row >> group_bits, whose rows begin at group *
-  // group_rows.
+  // 32 bits: a section is 128 bytes. Of the groups before, `row` counts one part already.
   PVQ_HD uint32_t place(int part, int parts, int row) const {
     const int group = row >> group_bits,
               group_rows = group_bits == kOneGroup ? rows : 1 << group_bits;

@@ -189,7 +189,9 @@ inline uint32_t __ballot_sync(unsigned, int condition) {
     return bits;
   });
 }
-inline bool __any_sync(unsigned, bool condition) { return __reduce_max_sync(~0u, int(condition)) != 0; }
+inline bool __any_sync(unsigned, bool condition) {
+  return __reduce_max_sync(~0u, int(condition)) != 0;
+}
 inline void __syncthreads() { emulation::self.block->meeting.arrive(); }
 inline void __syncwarp() { emulation::self.warp().meeting.arrive(); }
 inline void __threadfence() {}

@@ -1,7 +1,7 @@
 // Shares of work as the kernels find them (csrc/cuda/work_split.h), for tests/test_work_split.py:
 //   divide           pairs "n d" from standard input, a quotient a line
-//   share S B G      the first steps of B blocks of S steps and the end; then, for each group of G
-//                    steps, the block that ends it as each block that has some of it finds it
+//   share S B G      the first steps of B blocks of S steps and the end; then for each block the one
+//                    that has the end of its last group of G steps
 #include "cuda/work_split.h"
 
 #include <cstdio>
