@@ -39,8 +39,8 @@ __global__ void __maxnreg__(registers_of(kPlace, kInputs))
   const int first = int(blockIdx.y) * tokens, end = min(first + tokens, a.tokens);
   const PieceRotation rotation(a.block, a.type);
   const ScaleTeam<kForm> team(dynamic_shared(), kWarps);
-  quantize_tokens<kInputs, kForm, kPlace == Place::kBeside>(a, rotation, out, {first, end},
-                                                            warp * kPieceCols, team);
+  quantize_tokens<kInputs, kForm, kPlace == Place::kBeside>(a, rotation, out, {first, end}, warp,
+                                                            team);
   // Each block some of them, or what does so would be the last.
   const int blocks = gridDim.x * gridDim.y, block = blockIdx.y * gridDim.x + blockIdx.x;
 #pragma unroll 1

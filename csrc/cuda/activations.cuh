@@ -368,17 +368,18 @@ struct TokenRange {
   int first, end;
 };
 
-// The piece at column `first` of several tokens. Warps of a team go on together, also where only
-// the first of them have columns.
+// The piece of warp `warp` of several tokens. Warps of a team go on together, also where only the
+// first of them have columns.
 template <int kInputs, ActivationForm kForm, bool kRehearses>
 __device__ __forceinline__ void quantize_tokens(const Activations& a, const PieceRotation& rotation,
                                                 const QuantizedActivations& out, TokenRange tokens,
-                                                int first, ScaleTeam<kForm> team) {
-  if ((first & -(team.kWarps * kPieceCols)) >= a.cols || tokens.first >= tokens.end)
+                                                int warp, ScaleTeam<kForm> team) {
+  if (team.first_of(warp) * kPieceCols >= a.cols || tokens.first >= tokens.end)
     return wait_for_previous_kernel();
+  const int first = warp * kPieceCols;
   const int column = first & -(kInputs * kPieceCols);  // of the block
   const PieceSigns signs =
-      PieceSigns::of<kInputs>(a, column, kPieceCols, kInputs, first / kPieceCols & (kInputs - 1));
+      PieceSigns::of<kInputs>(a, column, kPieceCols, kInputs, warp & (kInputs - 1));
   const uint16_t* x = static_cast<const uint16_t*>(a.x) + int64_t(tokens.first) * a.cols + column;
   for_pieces<kInputs, kRehearses>(
       tokens.end - tokens.first, rotation,
@@ -405,18 +406,19 @@ __device__ __forceinline__ void quantize_share(const Activations& a, const Piece
   const int pieces = (a.cols + kPieceCols - 1) / kPieceCols;
   const int count = (pieces - warp + warps - 1) / warps;
   ScaleTeam<kForm> team;
+  const auto first_of = [&](int n) { return (n * warps + warp) * kPieceCols; };
+  const auto block_of = [&](int n) { return first_of(n) & -(kInputs * kPieceCols); };
   // Signs of the block's pieces, or of the next four.
   const auto signs_of = [&](int n) {
-    const int column = (n * warps + warp) * kPieceCols;
-    return kInputs == 1 ? PieceSigns::of<4>(a, column, warps * kPieceCols, count - n, 0)
-                        : PieceSigns::of<kInputs>(a, column & -(kInputs * kPieceCols), kPieceCols,
-                                                  kInputs, warp & (kInputs - 1));
+    return kInputs == 1
+               ? PieceSigns::of<4>(a, first_of(n), warps * kPieceCols, count - n, 0)
+               : PieceSigns::of<kInputs>(a, block_of(n), kPieceCols, kInputs, warp & (kInputs - 1));
   };
   PieceSigns signs = signs_of(0);
   for_pieces<kInputs, false>(
       count, rotation,
       [&](int n, uint2(&raw)[kInputs][2]) {
-        const int column = (n * warps + warp) * kPieceCols & -(kInputs * kPieceCols);
+        const int column = block_of(n);
 #pragma unroll
         for (int k = 0; k < kInputs; ++k)
           load_piece(static_cast<const uint16_t*>(a.x) + column + k * kPieceCols,
@@ -428,7 +430,7 @@ __device__ __forceinline__ void quantize_share(const Activations& a, const Piece
         for (int k = 0; k < kInputs; ++k) signs.flip(kInputs == 1 ? n & 3 : k, raw[k]);
       },
       [&](int n, float (&v)[2][4]) {
-        write_piece<kForm>(a, rotation, out, 0, (n * warps + warp) * kPieceCols, true, team, v);
+        write_piece<kForm>(a, rotation, out, 0, first_of(n), true, team, v);
       });
 }
 

@@ -192,8 +192,11 @@ __device__ __forceinline__ void write_sums(const ProductTask& task, int tile, in
   }
 }
 
-__device__ __forceinline__ void add_to(float (&sum)[4], const float4& v) {
-  sum[0] += v.x, sum[1] += v.y, sum[2] += v.z, sum[3] += v.w;
+template <int kItems>
+__device__ __forceinline__ void add_to(float (&sum)[kItems][4], const float4 (&v)[kItems]) {
+#pragma unroll
+  for (int n = 0; n < kItems; ++n)
+    sum[n][0] += v[n].x, sum[n][1] += v[n].y, sum[n][2] += v[n].z, sum[n][3] += v[n].w;
 }
 
 // Copies what the steps of a block's run need into the ring: each warp of the copying warpgroup the
@@ -583,8 +586,7 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
 #pragma unroll
         for (int n = 0; n < kItems; ++n)
           v[n] = *Shape::exchange(shared, part_row * kItems + n, in_group);
-#pragma unroll
-        for (int n = 0; n < kItems; ++n) add_to(out[n], v[n]);
+        add_to(out, v);
       }
       barrier_of_first(Shape::kMultiplyingThreads);
     }
@@ -609,9 +611,7 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
                 v[b][n] = __ldcg(theirs + int64_t(block + b) * group_items + n * 128);
             }
 #pragma unroll
-            for (int b = 0; b < Shape::kBlocksAtOnce; ++b)
-#pragma unroll
-              for (int n = 0; n < kItems; ++n) add_to(out[n], v[b][n]);
+            for (int b = 0; b < Shape::kBlocksAtOnce; ++b) add_to(out, v[b]);
           }
         }
       }
