@@ -115,6 +115,16 @@ struct OverlapChunk {
   __device__ __forceinline__ void load(uint32_t from, int lane) {
     load_with<!kHandsOver<LaneTable>>(SharedChunk{from}, lane);
   }
+  // A word of each load.
+  __device__ __forceinline__ uint32_t loaded() const {
+    uint32_t of_each = 0;
+#pragma unroll
+    for (int p = 0; p < kPairs; p += 2) of_each ^= word[0][1 + p];
+    if constexpr (kHalves) of_each ^= word[0][kPairs + 1];
+    if constexpr (kHalves || !kHandsOver<LaneTable>) of_each ^= word[0][0];
+    if constexpr (kSpreads) of_each ^= above[0];
+    return of_each;
+  }
   __device__ __forceinline__ void load_global(const uint8_t* from, int lane) {
     load_with<true>(GlobalChunk{from}, lane);
   }

@@ -166,6 +166,22 @@ __device__ __forceinline__ void wait_for_turn(int group) {
 __device__ __forceinline__ void give_turn(int group) {
   asm volatile("bar.arrive %0, 256;" ::"r"(2 + group) : "memory");
 }
+// An arrival orders what threads have read of shared memory before what others write, but not
+// before what copies write: reads were seen to wait behind loads from global memory while an
+// arrival passed them, and the copy that had waited for it came first. So one of these stands
+// between.
+__device__ __forceinline__ void read_before_copies() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+// The first lane of a warp arrives when the warp has read `value`. `zero` is the lane's number.
+__device__ __forceinline__ void barrier_arrive_with(uint32_t barrier, uint32_t value, int zero) {
+  asm volatile(
+      "{\n.reg .b32 at;\n.reg .pred first;\n"
+      "and.b32 at, %1, %2;\nadd.u32 at, at, %0;\nsetp.eq.s32 first, %2, 0;\n"
+      "@first mbarrier.arrive.shared::cta.b64 _, [at];\n}" ::"r"(barrier),
+      "r"(value), "r"(zero)
+      : "memory");
+}
 // One thread copies `bytes`, a multiple of 16, which `barrier` expects.
 __device__ __forceinline__ void copy_bulk(uint32_t to_shared, const void* from, int bytes,
                                           uint32_t barrier) {

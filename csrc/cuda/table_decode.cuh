@@ -108,8 +108,8 @@ __device__ __forceinline__ void look_up(uint32_t word, const Table& table, uint3
 }
 
 // A chunk in registers: load(from_shared, lane) or load_global(from, lane), then the steps in
-// order, decode<step>(table, a). kHeaderBytes, the table, stand in front of the fragments. Weights
-// are the signed bytes v of a, or
+// order, decode<step>(table, a). loaded() needs every load's value. kHeaderBytes, the table, stand
+// in front of the fragments. Weights are the signed bytes v of a, or
 //   kHalfOdd   2 v + 1
 //   kBiased    v - 128, v unsigned
 // With kCrossed, register 2 h + u of a step holds columns 2 h, 2 h + 1, 2 h + 4 and 2 h + 5 instead
@@ -149,6 +149,8 @@ struct TableChunk<2> : TableTraits<2> {
   using ForMany = TableChunk;
   uint4 codes;
 
+  __device__ __forceinline__ uint32_t loaded() const { return codes.x; }
+
   __device__ __forceinline__ void load(uint32_t from, int lane) {
     codes = load_shared_vector(from + lane * 16);
   }
@@ -171,6 +173,7 @@ struct TableChunk<3> : TableTraits<3> {
   uint4 codes;
   uint2 signs;
 
+  __device__ __forceinline__ uint32_t loaded() const { return codes.x ^ signs.x; }
   __device__ __forceinline__ void load(uint32_t from, int lane) {
     codes = load_shared_vector(from + lane * 16);
     signs = load_shared_pair(from + 512 + lane * 8);
@@ -194,6 +197,7 @@ struct TableChunk<4> : TableTraits<4> {
   using ForMany = TableChunk;
   uint4 codes[2];
 
+  __device__ __forceinline__ uint32_t loaded() const { return codes[0].x ^ codes[1].x; }
   __device__ __forceinline__ void load(uint32_t from, int lane) {
     codes[0] = load_shared_vector(from + lane * 16);
     codes[1] = load_shared_vector(from + 512 + lane * 16);

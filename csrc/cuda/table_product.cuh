@@ -362,8 +362,14 @@ __global__ void __maxnreg__(launch_registers(kRows))
             chunk[p].load(Shape::kRingAddress + (stage + step) * Shape::kStageBytes +
                               p * Shape::kGroupBytes + warp * Chunk::kBytes,
                           lane);
-          __syncwarp();
-          if (lane == 0) barrier_arrive(Shape::free_barrier(stage + step));
+          uint32_t loaded = 0;
+#pragma unroll
+          for (int p = 0; p < Shape::kPair; ++p) loaded ^= chunk[p].loaded();
+          const auto free_stage = [&] {
+            __syncwarp();
+            barrier_arrive_with(Shape::free_barrier(stage + step), loaded, lane);
+          };
+          if (!kOne) free_stage();
           // Two chains of products run side by side: a product waits some 30 clocks for the one
           // before. They are those of two chunks, or alternate steps of one.
           int sum[2][4];
@@ -387,6 +393,9 @@ __global__ void __maxnreg__(launch_registers(kRows))
               } else {
                 mma_int8(sum[c], w, b0, b1, sum[c]);
               }
+              // Behind products that needed the codes this waits for nothing; more rows of
+              // activations leave no registers to hold them for so long.
+              if (kOne && s == 0 && c == 1) free_stage();
             }
           if constexpr (Shape::kPair == 1) {
 #pragma unroll

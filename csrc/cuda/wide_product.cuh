@@ -391,6 +391,7 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
     barrier_wait(Shape::full_barrier(stage.slot), stage.phase);
   };
   const auto free_stage = [&](int slot) {
+    if (Operand::kHalfOdd) read_before_copies();  // the sums of the activations
     __syncwarp();
     if (lane == 0) barrier_arrive(Shape::free_barrier(slot));
   };
@@ -405,6 +406,7 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
       for (int i = 0; i < 4; ++i)
         out[n][i] = __fmaf_rn(Operand::sum_of(sums[4 * n + i]), scale[i & 1], out[n][i]);
     }
+    if (!Operand::kHalfOdd) read_before_copies();  // the scales, the last reads of a stage
   };
   // Behind step `at` the scales are others, or the group or the run is over.
   const auto end_of = [&](int at, int left) {

@@ -72,9 +72,13 @@ inline void barrier_init(uint32_t barrier, int arrivals) {
   b.expected = b.missing = arrivals;
 }
 inline void barrier_init_fence() {}
+inline void read_before_copies() {}
 inline void barrier_arrive(uint32_t barrier) {
   self.block->barrier(barrier).arrive(0);
   emulation::linger();
+}
+inline void barrier_arrive_with(uint32_t barrier, uint32_t, int zero) {
+  if (zero == 0) barrier_arrive(barrier);
 }
 inline void barrier_arrive_expecting(uint32_t barrier, int bytes) {
   self.block->barrier(barrier).arrive(bytes);
