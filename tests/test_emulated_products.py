@@ -28,8 +28,8 @@ from pvq.codes.overlap_fragments import OverlapFragments
 
 ROOT = Path(__file__).parents[1]
 SOURCES = (
-    "activation_points", "activations", "index_expand", "index_matmul", "index_tables",
-    "index_wide_16", "index_wide_8", "overlap_dequantize", "overlap_product_4",
+    "activation_points", "activation_rows", "activations", "index_expand", "index_matmul",
+    "index_tables", "index_wide_16", "index_wide_8", "overlap_dequantize", "overlap_product_4",
     "overlap_product_5", "overlap_product_6", "overlap_product_7", "overlap_product_8",
     "overlap_wide_4", "overlap_wide_5", "overlap_wide_6", "overlap_wide_7", "overlap_wide_8",
     "plane_matmul", "plane_wide_4", "plane_wide_6", "plane_wide_8", "table_matmul",
@@ -184,7 +184,15 @@ def test_warps_that_narrow_several_tokens(products):
 @pytest.mark.parametrize("group", [8, 16])
 @pytest.mark.parametrize(
     ("rows", "cols", "tokens", "block", "processors"),
-    [(40, 256, 1, 128, 3), (530, 512, 12, 512, 5), (300, 640, 8, 0, 4), (700, 256, 70, 256, 7)],
+    [
+        (40, 256, 1, 128, 3),
+        (530, 512, 12, 512, 5),
+        (300, 640, 8, 0, 4),
+        (700, 256, 40, 256, 7),
+        (700, 256, 70, 256, 7),
+        (130, 1024, 150, 1024, 4),
+        (300, 640, 65, 0, 2),
+    ],
 )
 def test_plane_products(products, bits, group, rows, cols, tokens, block, processors):
     y, scale = random_planes(rows, cols, bits, group, seed=rows)

@@ -180,17 +180,40 @@ def test_product_is_within_a_thousandth(bits, group, tokens, rows, cols, block, 
 
 
 @needs_gpu
-def test_large_bfloat16_activations_do_not_overflow():
-    fragments, row_scale, w = matrix(64, 1024, 6, 16)
-    x = activations(3, 1024).bfloat16() * 2.0**30
+@pytest.mark.parametrize(("bits", "group"), [(4, 8), (4, 16), (6, 8), (6, 16), (8, 8), (8, 16)])
+@pytest.mark.parametrize("tokens", [65, 128, 150, 640, 641])
+@pytest.mark.parametrize(("cols", "block"), [(256, 0), (640, 128), (1024, 1024), (1536, 512)])
+@pytest.mark.parametrize("outliers", [False, True])
+def test_many_rows_take_more_tokens_at_a_time(bits, group, tokens, cols, block, outliers):
+    rows = 12810  # of which 128 make a hundred groups and more
+    fragments, row_scale, w = matrix(rows, cols, bits, group)
+    x = activations(tokens, cols, outliers=outliers)
+    found = ops.plane_matmul(x.cuda(), fragments, row_scale, block, 5)
+    assert relative_error(found, (rotate(x.double(), block, 5).cuda() @ w.T.cuda()).cpu()) < 1e-3
+
+
+@needs_gpu
+def test_long_runs_are_cut_between_blocks():
+    fragments, row_scale, w = matrix(4112, 16384, 6, 16)
+    x = activations(150, 16384)
+    found = ops.plane_matmul(x.cuda(), fragments, row_scale, 256, 5)
+    assert relative_error(found, (rotate(x.double(), 256, 5).cuda() @ w.T.cuda()).cpu()) < 1e-3
+
+
+@needs_gpu
+@pytest.mark.parametrize(("rows", "tokens"), [(64, 3), (12810, 70)])
+@pytest.mark.parametrize("power", [-40, 30])
+def test_any_size_of_bfloat16_activations_is_as_good(rows, tokens, power):
+    fragments, row_scale, w = matrix(rows, 1024, 6, 16)
+    x = activations(tokens, 1024).bfloat16() * 2.0**power
     found = ops.plane_matmul(x.cuda(), fragments, row_scale, 256, 1)
     assert relative_error(found, rotate(x.double(), 256, 1) @ w.T) < 4e-3  # y is bfloat16
 
 
 @needs_gpu
-@pytest.mark.parametrize("tokens", [1, 30])
-def test_what_is_not_finite_stays_so(tokens):
-    fragments, row_scale, _ = matrix(64, 1024, 6, 16)
+@pytest.mark.parametrize(("rows", "tokens"), [(64, 1), (64, 30), (12810, 70)])
+def test_what_is_not_finite_stays_so(rows, tokens):
+    fragments, row_scale, _ = matrix(rows, 1024, 6, 16)
     for poison in (float("nan"), float("inf")):
         x = activations(tokens + 1, 1024)
         x[tokens, 700] = poison

@@ -104,8 +104,10 @@ int quantize_activations(const ProductTask& task, ActivationForm form, int num_c
       return launch<ActivationForm::kInt8Steps>(task, num_counters, stream);
     case ActivationForm::kInt8LongSteps:
       return launch<ActivationForm::kInt8LongSteps>(task, num_counters, stream);
-    default:
+    case ActivationForm::kFloat16Steps:
       return launch<ActivationForm::kFloat16Steps>(task, num_counters, stream);
+    default:
+      return quantize_activation_rows(task, num_counters, stream);
   }
 }
 

@@ -284,16 +284,13 @@ __device__ __forceinline__ void write_int8(const Activations& a, const Quantized
                              v);
 }
 
-// The same as float16, whose largest magnitude is from 1 to 2.
-__device__ __forceinline__ void write_float16(const Activations& a, const QuantizedActivations& out,
-                                              int token, int first, bool writes, float factor,
-                                              const float (&v)[2][4]) {
+// Writes a piece of one token times `inverse` as float16, as far as the token has columns.
+__device__ __forceinline__ void write_halves(const Activations& a, const QuantizedActivations& out,
+                                             int token, int first, float inverse,
+                                             const float (&v)[2][4]) {
   const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  const float largest = largest_of(ActivationForm::kFloat16Steps, v) * factor;
-  const float scale = __uint_as_float(__float_as_uint(largest) & 0x7F800000u);  // 2^exponent
-  const float inverse = scale > 0 ? factor / scale : 0.0f;
   const int chunk = first / kChunkCols + g / 4;
-  if (!writes || chunk * kChunkCols >= a.cols) return;
+  if (chunk * kChunkCols >= a.cols) return;
 #pragma unroll
   for (int p = 0; p < 2; ++p) {
     const __half2 low = __floats2half2_rn(v[p][0] * inverse, v[p][1] * inverse);
@@ -305,7 +302,22 @@ __device__ __forceinline__ void write_float16(const Activations& a, const Quanti
     *reinterpret_cast<uint32_t*>(section + out.unit(kForm, token, 2 * (g & 3) + 1) + 4 * t) =
         *reinterpret_cast<const uint32_t*>(&high);
   }
-  if (lane % 16 == 0) out.scale(chunk, token) = scale;
+}
+
+// 2^exponent of a positive float, zero and infinity as they are.
+__device__ __forceinline__ float power_of_two_below(float v) {
+  return __uint_as_float(__float_as_uint(v) & 0x7F800000u);
+}
+
+// Writes a rotated piece of one token as float16, whose largest magnitude is from 1 to 2.
+__device__ __forceinline__ void write_float16(const Activations& a, const QuantizedActivations& out,
+                                              int token, int first, bool writes, float factor,
+                                              const float (&v)[2][4]) {
+  const float scale = power_of_two_below(largest_of(ActivationForm::kFloat16Steps, v) * factor);
+  if (!writes) return;
+  write_halves(a, out, token, first, scale > 0 ? factor / scale : 0.0f, v);
+  const int lane = threadIdx.x % 32, chunk = first / kChunkCols + lane / 16;
+  if (lane % 16 == 0 && chunk * kChunkCols < a.cols) out.scale(chunk, token) = scale;
 }
 
 // Code that runs once waits for its own instructions to arrive, a line of 128 bytes at a time. So
@@ -398,14 +410,14 @@ __device__ __forceinline__ void quantize_tokens(const Activations& a, const Piec
       });
 }
 
-// Pieces warp, warp + warps, ... of the one token there is.
-template <int kInputs, ActivationForm kForm>
-__device__ __forceinline__ void quantize_share(const Activations& a, const PieceRotation& rotation,
-                                               const QuantizedActivations& out, int warp,
-                                               int warps) {
+// Pieces warp, warp + warps, ... of the token whose columns are at x: write(first, v) gets each
+// rotated, and its first column.
+template <int kInputs, class Write>
+__device__ __forceinline__ void rotate_share(const Activations& a, const uint16_t* x,
+                                             const PieceRotation& rotation, int warp, int warps,
+                                             Write write) {
   const int pieces = (a.cols + kPieceCols - 1) / kPieceCols;
   const int count = (pieces - warp + warps - 1) / warps;
-  ScaleTeam<kForm> team;
   const auto first_of = [&](int n) { return (n * warps + warp) * kPieceCols; };
   const auto block_of = [&](int n) { return first_of(n) & -(kInputs * kPieceCols); };
   // Signs of the block's pieces, or of the next four.
@@ -421,17 +433,26 @@ __device__ __forceinline__ void quantize_share(const Activations& a, const Piece
         const int column = block_of(n);
 #pragma unroll
         for (int k = 0; k < kInputs; ++k)
-          load_piece(static_cast<const uint16_t*>(a.x) + column + k * kPieceCols,
-                     a.cols - column - k * kPieceCols, raw[k]);
+          load_piece(x + column + k * kPieceCols, a.cols - column - k * kPieceCols, raw[k]);
       },
       [&](int n, uint2(&raw)[kInputs][2]) {
         if (n > 0 && (kInputs > 1 || n % 4 == 0)) signs = signs_of(n);
 #pragma unroll
         for (int k = 0; k < kInputs; ++k) signs.flip(kInputs == 1 ? n & 3 : k, raw[k]);
       },
-      [&](int n, float (&v)[2][4]) {
-        write_piece<kForm>(a, rotation, out, 0, first_of(n), true, team, v);
-      });
+      [&](int n, float (&v)[2][4]) { write(first_of(n), v); });
+}
+
+// The share of a warp of the one token there is.
+template <int kInputs, ActivationForm kForm>
+__device__ __forceinline__ void quantize_share(const Activations& a, const PieceRotation& rotation,
+                                               const QuantizedActivations& out, int warp,
+                                               int warps) {
+  ScaleTeam<kForm> team;
+  rotate_share<kInputs>(a, static_cast<const uint16_t*>(a.x), rotation, warp, warps,
+                        [&](int first, float (&v)[2][4]) {
+                          write_piece<kForm>(a, rotation, out, 0, first, true, team, v);
+                        });
 }
 
 template <ActivationForm kForm>

@@ -41,13 +41,17 @@ struct Float16Operand {
 
 template <class Operand>
 int launch_float16_wide(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
-  switch (float16_step(task.activations.rows())) {
+  switch (1 << task.quantized.group_bits) {  // as the activations were narrowed
     case 8:
       return launch_wide<Operand, 8>(task, multiprocessors, stream);
     case 16:
       return launch_wide<Operand, 16>(task, multiprocessors, stream);
-    default:
+    case 64:
       return launch_wide<Operand, 64>(task, multiprocessors, stream);
+    default:
+      if constexpr (Operand::kMostColumns == 128)
+        return launch_wide<Operand, 128>(task, multiprocessors, stream);
+      return cudaErrorInvalidValue;
   }
 }
 

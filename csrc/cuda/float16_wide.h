@@ -6,16 +6,16 @@
 
 namespace pvq {
 
-// Rows of activations that a product takes at a time.
-constexpr int float16_step(int rows) { return rows <= 8 ? 8 : rows <= 16 ? 16 : 64; }
+// Rows of activations that a product takes at a time, of its tokens.
+constexpr int float16_columns(int tokens) { return tokens <= 8 ? 8 : tokens <= 16 ? 16 : 64; }
 // own_bytes: of tables in shared memory.
 PVQ_HD constexpr WideTile float16_tile(int columns, int chunk_bytes, int own_bytes = 0) {
   return {columns,
-          columns == 64 ? 2 : 4,
+          columns >= 64 ? 2 : 4,
           columns == 8    ? 4
           : columns == 16 ? 2
                           : 1,
-          ActivationForm::kFloat16Steps,
+          columns == 128 ? ActivationForm::kFloat16Rows : ActivationForm::kFloat16Steps,
           chunk_bytes,
           false,
           false,
@@ -31,8 +31,8 @@ struct Float16Layout {
   int columns;
   WidePlan plan;
 
-  Float16Layout(const Product& t, int chunk_bytes, int own_bytes = 0)
-      : product(t), tile(float16_tile(float16_step(t.tokens), chunk_bytes, own_bytes)) {
+  Float16Layout(const Product& t, int at_a_time, int chunk_bytes, int own_bytes = 0)
+      : product(t), tile(float16_tile(at_a_time, chunk_bytes, own_bytes)) {
     columns = (t.tokens + tile.columns - 1) / tile.columns * tile.columns;
     plan = WidePlan::of(tile, t.rows, chunks(), columns, device_limits().multiprocessors);
   }

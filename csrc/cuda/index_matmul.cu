@@ -10,7 +10,7 @@ namespace {
 int chunk_bytes_of(const IndexProduct& t) { return int(index_chunk_bytes(t.dim, t.form.bits)); }
 
 Float16Layout<IndexProduct> layout_of(const IndexProduct& t) {
-  return {t, chunk_bytes_of(t), kIndexTableBytes};
+  return {t, float16_columns(t.tokens), chunk_bytes_of(t), kIndexTableBytes};
 }
 
 }  // namespace

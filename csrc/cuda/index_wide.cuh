@@ -16,6 +16,7 @@ namespace pvq {
 template <int kDim, int kBits>
 struct IndexOperand : Float16Operand {
   static constexpr int kChunkBytes = int(index_chunk_bytes(kDim, kBits));
+  static constexpr int kMostColumns = 64;        // tables leave no room for more activations
   static constexpr Turns kTurns = Turns::kNone;  // decoding takes far longer than a product
   static PVQ_HD constexpr WideTile tile(int columns) {
     return float16_tile(columns, kChunkBytes, kIndexTableBytes);

@@ -22,6 +22,9 @@ constexpr int64_t plane_chunk_bytes(int bits, int group) {
   return kTileRows * kChunkCols * bits / 8 + kTileRows * kChunkCols / group * 2;
 }
 
+// From here on the matrix should be expanded once, and the library multiply.
+constexpr int64_t kMaxPlaneTokens = 640;
+
 struct PlaneProduct {
   const uint8_t* fragments;
   const uint16_t* row_scale;  // [rows] bfloat16
@@ -29,7 +32,7 @@ struct PlaneProduct {
   void* y;                    // [tokens, rows] of `type`
   void* workspace;            // plane_product_workspace bytes, 16-byte aligned
   int64_t rows, cols;         // cols a multiple of 128 and of block
-  int tokens;                 // 1 to kMaxProductTokens
+  int tokens;                 // 1 or more
   int bits, group;            // 4, 6 or 8; 8 or 16
   int block;                  // as product_block_supported says
   uint64_t seed;
@@ -38,9 +41,9 @@ struct PlaneProduct {
 
 int64_t plane_product_workspace(const PlaneProduct& task);
 
-// y = rotate(x) W^T with float16 activations (one power of two a token and 128 columns), weights
-// scale * y rounded to float16, sums in float32 in a fixed order. Two launches. Returns a
-// cudaError_t.
+// y = rotate(x) W^T with float16 activations (in units of a power of two for each token, of up to
+// 64 tokens for each 256 of its columns), weights scale * y rounded to float16, sums in float32 in
+// a fixed order. Two launches. Returns a cudaError_t.
 int plane_product_cuda(const PlaneProduct& task, void* stream);
 
 // w [rows, cols] = row_scale * scale * y, from fragments. Returns a cudaError_t.

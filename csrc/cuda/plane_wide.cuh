@@ -16,6 +16,7 @@ template <int kBits, int kGroup>
 struct PlaneOperand : Float16Operand {
   using Chunk = PlaneChunk<kBits, kGroup>;
   static constexpr int kChunkBytes = Chunk::kBytes;
+  static constexpr int kMostColumns = 128;
   static constexpr Turns kTurns = Turns::kOfPairs;
   static PVQ_HD constexpr WideTile tile(int columns) { return float16_tile(columns, kChunkBytes); }
 

@@ -34,11 +34,15 @@ struct Activations {
 //   kInt8LongSteps the same, with fewer scales
 //   kFloat16Steps  two sections b of 64 columns: 16 t + 4 q + 2 h + i of them at value 2 t + i of
 //                  unit 2 q + h, swizzled alike
-enum class ActivationForm { kInt8Lanes, kInt8Steps, kInt8LongSteps, kFloat16Steps };
+//   kFloat16Rows   the same, with one scale for all columns
+enum class ActivationForm { kInt8Lanes, kInt8Steps, kInt8LongSteps, kFloat16Steps, kFloat16Rows };
 
 constexpr int kSectionBytes = 128;
 PVQ_HD constexpr int sections_of(ActivationForm form) {  // of a row and chunk
-  return form == ActivationForm::kFloat16Steps ? 2 : 1;
+  return form == ActivationForm::kFloat16Steps || form == ActivationForm::kFloat16Rows ? 2 : 1;
+}
+PVQ_HD constexpr bool has_one_scale(ActivationForm form) {  // a row, that of chunk 0
+  return form == ActivationForm::kFloat16Rows;
 }
 
 constexpr int kOneGroup = 30;  // group_bits of rows that are all one group
@@ -46,7 +50,8 @@ constexpr int kOneGroup = 30;  // group_bits of rows that are all one group
 // Columns that share a scale. Products of warpgroups fold their sums where it ends: for many rows
 // of activations, where that takes long, there are fewer.
 PVQ_HD constexpr int scale_cols(ActivationForm form) {
-  return form == ActivationForm::kInt8Lanes       ? kChunkCols
+  return has_one_scale(form)                      ? 1 << 30
+         : form == ActivationForm::kInt8Lanes     ? kChunkCols
          : form == ActivationForm::kInt8LongSteps ? 8 * kChunkCols
                                                   : 2 * kChunkCols;
 }
@@ -120,6 +125,8 @@ struct ProductTask {
 // activations become zeros, and so do `num_counters` counters. Returns a cudaError_t.
 int quantize_activations(const ProductTask& task, ActivationForm form, int num_counters,
                          cudaStream_t stream);
+// The same for those with one scale a token (activation_rows.cu).
+int quantize_activation_rows(const ProductTask& task, int num_counters, cudaStream_t stream);
 
 // A block of four warps of the kernel that narrows activations fits beside one of a product with
 // few rows of activations: a quarter of an SM has 512 registers for each of 32 lanes, of which

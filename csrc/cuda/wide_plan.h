@@ -42,7 +42,7 @@ struct WideTile {
     return chunks * sections_of(form) * columns * kSectionBytes;
   }
   PVQ_HD constexpr int scale_bytes(int chunks) const {
-    return chunks * columns * 2 * int(sizeof(float));
+    return has_one_scale(form) ? 0 : chunks * columns * 2 * int(sizeof(float));
   }
   // Of a stage, whole KB: `depth` times `run` chunks of a step, and the codes of all warpgroups.
   PVQ_HD constexpr int stage_bytes(int depth, int run) const {

@@ -2,10 +2,10 @@
 //
 // A warpgroup decodes 64 rows of a chunk (128 columns) into registers and multiplies them with
 // kColumns rows of activations in shared memory (wgmma). Where a scale of the activations ends it
-// folds the sums into float sums, times that scale. The warpgroups of a block share the activations
-// if they take other rows, or add their sums up at the end if they take other chunks of the same
-// rows (wide_plan.h). One more warpgroup copies codes and activations into a ring of stages, one a
-// step.
+// folds the sums into float sums, times that scale; with one scale a row that is once, at the end
+// of a group, and takes no registers meanwhile. The warpgroups of a block share the activations if
+// they take other rows, or add their sums up at the end if they take other chunks of the same rows
+// (wide_plan.h). One more warpgroup copies codes and activations into a ring of stages, one a step.
 //
 // A warpgroup decodes while others multiply, of four some always do. Of two both might do the same
 // at the same time, so they take turns at the tensor cores: one after each product, where decoding
@@ -56,6 +56,7 @@ struct WideShape {
   static constexpr int kSectionRows = kColumns * kSectionBytes;  // bytes of a section's rows
   static constexpr int kItems = kColumns / 8;                    // float4 of sums a thread
   static constexpr int kScaleChunks = scale_cols(Operand::tile(kColumns).form) / kChunkCols;
+  static constexpr bool kOneScale = has_one_scale(Operand::tile(kColumns).form);
 
   static PVQ_HD constexpr WideTile tile() { return Operand::tile(kColumns); }
   static_assert(!tile().gaps || tile().exchange_bytes() <= kTableGapBytes);
@@ -259,7 +260,7 @@ struct WideStream {
     if (warp == 0) {
       copy_bulk(stage, task.quantized.section(first, 0, column), Shape::tile().value_bytes(count),
                 barrier);
-    } else {
+    } else if (!Shape::kOneScale) {
       copy_bulk(stage + Shape::tile().value_bytes(plan.step_chunks()),
                 &task.quantized.scale(first, column), Shape::tile().scale_bytes(count), barrier);
     }
@@ -396,7 +397,7 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
     if (lane == 0) barrier_arrive(Shape::free_barrier(slot));
   };
   const auto fold = [&](uint32_t stage_offset) {
-    if (!any) return;
+    if (Shape::kOneScale || !any) return;
     const uint32_t scales = first_scales + stage_offset + scale_chunk * kChunkScales;
 #pragma unroll
     for (int n = 0; n < kItems; ++n) {
@@ -551,6 +552,16 @@ __global__ void __maxnreg__((WideShape<Operand, kColumns>::kLaunchRegisters))
 
     // --- the end of a group, or of the run
     const GroupPlace place(group, plan, kColumns);
+    if constexpr (Shape::kOneScale) {
+      const float* scales = &task.quantized.scale(0, place.column) + lane % 4 * 2;
+#pragma unroll
+      for (int n = 0; n < kItems; ++n) {
+        const float2 scale = *reinterpret_cast<const float2*>(scales + 8 * n);
+#pragma unroll
+        for (int i = 0; i < 4; ++i)
+          out[n][i] = any ? Operand::sum_of(sums[4 * n + i]) * (i & 1 ? scale.y : scale.x) : 0;
+      }
+    }
     const int row_tile = place.tile + part_row * (kWarpgroupRows / kTileRows) + warp % 4;
     float row_scale[2] = {};  // asked for before they are needed
     if (owner && depth == 0) {

@@ -55,10 +55,10 @@ Tensor plane_matmul(const Tensor& x, const Tensor& fragments, const Tensor& row_
   PlaneProduct task{};
   task.bits = width.bits;
   task.group = width.group;
-  return multiply_fragments(op, x, fragments, row_scale, cols, {block, seed}, task,
-                            plane_product_workspace, plane_product_cuda, [&] {
-                              return plane_expand(fragments, row_scale, cols, x.scalar_type());
-                            });
+  return multiply_fragments(
+      op, x, fragments, row_scale, cols, {block, seed}, task, plane_product_workspace,
+      plane_product_cuda, [&] { return plane_expand(fragments, row_scale, cols, x.scalar_type()); },
+      kMaxPlaneTokens);
 }
 
 }  // namespace
