@@ -6,6 +6,8 @@
 
 #include <cuda_runtime.h>
 
+#include "cuda/device_limits.h"
+
 namespace pvq {
 
 // For a kernel between others that need all of a multiprocessor's shared memory: divided as they
@@ -36,7 +38,7 @@ cudaError_t launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int thre
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
   config.attrs = &overlap;
-  config.numAttrs = 1;
+  config.numAttrs = device_limits().major >= 9 ? 1 : 0;  // earlier devices have no such launches
   return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 

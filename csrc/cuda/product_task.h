@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "core/platform.h"
+#include "cuda/device_limits.h"
 #include "cuda/fragments.h"
 #include "cuda/index_form.h"
 
@@ -139,12 +140,5 @@ constexpr int registers_beside(int warps) { return (512 - kBesideRegisters) / (w
 // Of codes that a block copies before the previous kernel ends: what an SM of an H200 gets from
 // memory in the 1.5 us from the block's start to that end.
 constexpr int kEarlyBytes = 64 * 1024;
-
-struct DeviceLimits {
-  int multiprocessors = 0, shared = 0, major = 0;
-};
-
-// Of the current device, read once.
-const DeviceLimits& device_limits();
 
 }  // namespace pvq
