@@ -181,7 +181,7 @@ def test_product_is_within_a_thousandth(bits, group, tokens, rows, cols, block, 
 
 @needs_gpu
 @pytest.mark.parametrize(("bits", "group"), [(4, 8), (4, 16), (6, 8), (6, 16), (8, 8), (8, 16)])
-@pytest.mark.parametrize("tokens", [65, 128, 150, 640, 641])
+@pytest.mark.parametrize("tokens", [65, 128, 150, 700])
 @pytest.mark.parametrize(("cols", "block"), [(256, 0), (640, 128), (1024, 1024), (1536, 512)])
 @pytest.mark.parametrize("outliers", [False, True])
 def test_many_rows_take_more_tokens_at_a_time(bits, group, tokens, cols, block, outliers):
@@ -190,6 +190,15 @@ def test_many_rows_take_more_tokens_at_a_time(bits, group, tokens, cols, block, 
     x = activations(tokens, cols, outliers=outliers)
     found = ops.plane_matmul(x.cuda(), fragments, row_scale, block, 5)
     assert relative_error(found, (rotate(x.double(), block, 5).cuda() @ w.T.cuda()).cpu()) < 1e-3
+
+
+@needs_gpu
+@pytest.mark.parametrize("tokens", [2048, 2049])
+def test_very_many_tokens(tokens):
+    fragments, row_scale, w = matrix(300, 1024, 6, 16)
+    x = activations(tokens, 1024)
+    found = ops.plane_matmul(x.cuda(), fragments, row_scale, 256, 5)
+    assert relative_error(found, rotate(x.double(), 256, 5) @ w.T) < 1e-3
 
 
 @needs_gpu

@@ -4,12 +4,12 @@
 
 #include <algorithm>
 
-#include "cuda/dense_weights.cuh"
 #include "cuda/index_decode.cuh"
 #include "cuda/index_matmul.h"
 #include "cuda/launch.cuh"
 #include "cuda/product_output.cuh"
 #include "cuda/product_task.h"
+#include "cuda/rounded.cuh"
 
 namespace pvq {
 namespace {
@@ -25,6 +25,32 @@ struct ExpandTask {
   void* w;
   IndexForm form;
 };
+
+// The weights of a leaf, scaled.
+template <class T>
+__device__ __forceinline__ uint2 leaf_weights(uint32_t leaf, float scale) {
+  // 2^23 + v is exact, whose last bits are v, and so is y = 2^23 + v - (2^23 + 128).
+  constexpr uint32_t kMagic = 0x4B000000;
+  float weight[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    weight[i] = scale * (__uint_as_float(byte_permute(leaf, kMagic, 0x7650 | i)) - (8388608 + 128));
+  return make_uint2(rounded_pair<T>(weight[0], weight[1]), rounded_pair<T>(weight[2], weight[3]));
+}
+
+// Writes 16 weights of each lane, at column 16 (lane % 4) of a row that four lanes share. Lanes
+// exchange halves with their neighbours, so that they write 32 bytes together.
+__device__ __forceinline__ void write_weights(uint8_t* row, bool inside, uint4 low, uint4 high) {
+  const int t = threadIdx.x % 4;
+  const bool odd = t & 1;
+  const uint4 mine = odd ? low : high;
+  const uint4 theirs = make_uint4(__shfl_xor_sync(~0u, mine.x, 1), __shfl_xor_sync(~0u, mine.y, 1),
+                                  __shfl_xor_sync(~0u, mine.z, 1), __shfl_xor_sync(~0u, mine.w, 1));
+  if (!inside) return;
+  uint4* const to = reinterpret_cast<uint4*>(row) + 4 * (t / 2) + odd;
+  to[0] = odd ? theirs : low;
+  to[2] = odd ? high : theirs;
+}
 
 // A warp expands a chunk at a time. kBits as in IndexSet.
 template <int kDim, int kBits, class T>
@@ -77,10 +103,12 @@ __global__ void __launch_bounds__(kThreads, 1)
           const IndexGroup<kDim>& from = group[half * kSets + l / kLeaves];
           const float scale = row_scale * from.scale(task.form);
           const uint32_t sign = from.signs >> (l % kLeaves) << 31;
-          four[l] = leaf_weights<T, 128>(from.leaf[l % kLeaves],
-                                         __uint_as_float(__float_as_uint(scale) ^ sign));
+          four[l] = leaf_weights<T>(from.leaf[l % kLeaves],
+                                    __uint_as_float(__float_as_uint(scale) ^ sign));
         }
-        write_weights(origin + (8 * u * task.cols + 64 * b) * int64_t(sizeof(T)), inside, four);
+        write_weights(origin + (8 * u * task.cols + 64 * b) * int64_t(sizeof(T)), inside,
+                      make_uint4(four[0].x, four[0].y, four[1].x, four[1].y),
+                      make_uint4(four[2].x, four[2].y, four[3].x, four[3].y));
       }
     }
   }

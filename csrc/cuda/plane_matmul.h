@@ -22,8 +22,8 @@ constexpr int64_t plane_chunk_bytes(int bits, int group) {
   return kTileRows * kChunkCols * bits / 8 + kTileRows * kChunkCols / group * 2;
 }
 
-// From here on the matrix should be expanded once, and the library multiply.
-constexpr int64_t kMaxPlaneTokens = 640;
+// For more tokens the matrix should be expanded once, and the library multiply.
+constexpr int64_t kMaxPlaneTokens = 2048;
 
 struct PlaneProduct {
   const uint8_t* fragments;
