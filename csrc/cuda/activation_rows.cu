@@ -75,14 +75,8 @@ int launch(const ProductTask& task, int num_counters, cudaStream_t stream) {
 }  // namespace
 
 int quantize_activation_rows(const ProductTask& task, int num_counters, cudaStream_t stream) {
-  switch (inputs_of(task.activations.block)) {
-    case 1:
-      return launch<1>(task, num_counters, stream);
-    case 2:
-      return launch<2>(task, num_counters, stream);
-    default:
-      return launch<4>(task, num_counters, stream);
-  }
+  return with_inputs(task.activations.block,
+                     [&](auto inputs) { return launch<inputs()>(task, num_counters, stream); });
 }
 
 }  // namespace pvq

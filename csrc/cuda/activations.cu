@@ -83,14 +83,9 @@ int launch_inputs(const ProductTask& task, int num_counters, cudaStream_t stream
 
 template <ActivationForm kForm>
 int launch(const ProductTask& task, int num_counters, cudaStream_t stream) {
-  switch (inputs_of(task.activations.block)) {
-    case 1:
-      return launch_inputs<1, kForm>(task, num_counters, stream);
-    case 2:
-      return launch_inputs<2, kForm>(task, num_counters, stream);
-    default:
-      return launch_inputs<4, kForm>(task, num_counters, stream);
-  }
+  return with_inputs(task.activations.block, [&](auto inputs) {
+    return launch_inputs<inputs(), kForm>(task, num_counters, stream);
+  });
 }
 
 }  // namespace

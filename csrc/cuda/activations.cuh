@@ -23,6 +23,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <type_traits>
+
 #include "core/signs.h"
 #include "cuda/product_task.h"
 #include "cuda/ptx.cuh"
@@ -115,6 +117,19 @@ struct PieceRotation {
 
 // Pieces of a block: 1, 2 or 4.
 PVQ_HD constexpr int inputs_of(int block) { return block > kPieceCols ? block / kPieceCols : 1; }
+
+// call(inputs) with those of a block as a constant; on the host.
+template <class Call>
+auto with_inputs(int block, const Call& call) {
+  switch (inputs_of(block)) {
+    case 1:
+      return call(std::integral_constant<int, 1>{});
+    case 2:
+      return call(std::integral_constant<int, 2>{});
+    default:
+      return call(std::integral_constant<int, 4>{});
+  }
+}
 
 // The signs of a lane's values in up to four pieces, in the order of load_piece: those of half h of
 // piece k at bits j and 16 + j of `low` and of `high`, j = 2 k + h.

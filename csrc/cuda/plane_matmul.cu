@@ -14,9 +14,8 @@ int columns_of(const PlaneProduct& t) {
   if (t.tokens <= 64) return float16_columns(t.tokens);
   const int64_t multiprocessors = device_limits().multiprocessors;
   const int64_t groups = (t.rows + 127) / 128 * ((t.tokens + 127) / 128);
-  const bool many = 4 * groups >= 3 * multiprocessors ||
-                    groups * (t.cols / kChunkCols) >= kLongRun * multiprocessors;
-  return many ? 128 : 64;
+  const bool long_runs = groups * (t.cols / kChunkCols) >= kLongRun * multiprocessors;
+  return enough_groups(groups, multiprocessors) || long_runs ? 128 : 64;
 }
 
 Float16Layout<PlaneProduct> layout_of(const PlaneProduct& t) {

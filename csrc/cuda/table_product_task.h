@@ -42,7 +42,7 @@ inline int table_wide_columns(TableFormat format, int rows, int64_t weight_rows,
   const auto few = [&] {
     const bool long_runs = columns == 64 && decodes_slowly(format) &&
                            groups() * chunks >= int64_t(kLongRun) * multiprocessors;
-    return 4 * groups() < 3 * multiprocessors && !long_runs;
+    return !enough_groups(groups(), multiprocessors) && !long_runs;
   };
   while (columns > 32 && few()) columns /= 2;
   // A last group that is half empty costs as much as a full one.

@@ -32,7 +32,7 @@ WidePlan WidePlan::of(const WideTile& tile, int64_t rows, int64_t chunks, int64_
       if (plan.stages >= (tile.columns == 128 ? 3 : 2) || plan.run == 1) break;
     }
     plan.group_steps = int((chunks + plan.step_chunks() - 1) / plan.step_chunks());
-    if (plan.depth == tile.max_depth || 4 * plan.groups >= 3 * multiprocessors) break;
+    if (plan.depth == tile.max_depth || enough_groups(plan.groups, multiprocessors)) break;
     if (tile.columns >= kManyColumns && 3 * plan.groups >= multiprocessors &&
         plan.steps() >= int64_t(kLongRun) * multiprocessors)
       break;

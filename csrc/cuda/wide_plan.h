@@ -10,6 +10,11 @@ namespace pvq {
 constexpr int kWarpgroupRows = 64;
 constexpr int kMostStages = 8;
 
+// Whether groups keep a device busy though blocks take them whole.
+constexpr bool enough_groups(int64_t groups, int64_t multiprocessors) {
+  return 4 * groups >= 3 * multiprocessors;
+}
+
 // What an instance of the kernel takes at a time: rows of activations, and the warpgroups of a
 // block, at most max_depth of which take the same rows and different chunks.
 struct WideTile {
