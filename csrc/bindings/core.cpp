@@ -41,7 +41,8 @@ py::array_t<int8_t> code_table(int bits) {
 
 std::vector<std::string> supported_instruction_sets() {
   std::vector<std::string> names;
-  for (auto isa : {pvq::Isa::kPortable, pvq::Isa::kAvx2, pvq::Isa::kAvx512, pvq::Isa::kAmx})
+  using pvq::Isa;
+  for (auto isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vbmi, Isa::kAmx})
     if (pvq::isa_supported(isa)) names.emplace_back(pvq::isa_name(isa));
   return names;
 }

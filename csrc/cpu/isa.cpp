@@ -11,7 +11,7 @@
 namespace pvq {
 namespace {
 
-constexpr Isa kAll[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAmx};
+constexpr Isa kAll[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vbmi, Isa::kAmx};
 
 // Linux hands out the tile registers only to processes that ask for them.
 bool amx_permitted() {
@@ -41,6 +41,8 @@ const char* isa_name(Isa isa) {
       return "avx2";
     case Isa::kAvx512:
       return "avx512";
+    case Isa::kAvx512Vbmi:
+      return "avx512vbmi";
     case Isa::kAmx:
       return "amx";
     default:
@@ -59,8 +61,10 @@ bool isa_supported(Isa isa) {
       return isa_supported(Isa::kAvx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
              __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni");
+    case Isa::kAvx512Vbmi:
+      return isa_supported(Isa::kAvx512) && __builtin_cpu_supports("avx512vbmi");
     case Isa::kAmx: {
-      static const bool usable = isa_supported(Isa::kAvx512) &&
+      static const bool usable = isa_supported(Isa::kAvx512Vbmi) &&
                                  __builtin_cpu_supports("avx512bf16") &&
                                  __builtin_cpu_supports("amx-bf16") &&
                                  __builtin_cpu_supports("amx-int8") && amx_permitted();

@@ -19,17 +19,10 @@ void clear_padding(int64_t depth, int64_t lanes, float* tile, int64_t stride) {
 
 const MatmulKernels& matmul_kernels() {
 #ifdef PVQ_X86
-  switch (cpu_isa()) {
-    case Isa::kAmx:
-    case Isa::kAvx512:
-      return matmul_kernels_avx512;
-    case Isa::kAvx2:
-      return matmul_kernels_avx2;
-    default:
-      break;
-  }
-#endif
+  return for_isa(matmul_kernels_portable, matmul_kernels_avx2, matmul_kernels_avx512);
+#else
   return matmul_kernels_portable;
+#endif
 }
 
 bool WeightTiles::has_missing() const { return false; }

@@ -8,6 +8,7 @@
 #include "core/bfloat16.h"
 #include "core/overlap.h"
 #include "cpu/overlap_decode.h"
+#include "cpu/overlap_rows.h"
 
 namespace pvq {
 
@@ -30,10 +31,15 @@ struct OverlapView {
   OverlapTrellis trellis;
   int spread;              // 0 without one
   OverlapWindows windows;  // of the trellis
+  // Both null, or the functions for whole rings and what they need (overlap_rows.h).
+  const OverlapRows* ring_rows = nullptr;
+  const OverlapPlanes* planes = nullptr;
 
   int64_t row_bytes() const { return overlap_row_bytes(trellis, cols); }
   const uint8_t* row(int64_t r) const { return code + r * row_bytes(); }
   float scale(int64_t r) const { return from_bfloat16(row_scale[r]); }
+  // Of a row's rings, the last one aside if it is shorter than the others.
+  int64_t ring_columns() const { return cols / kOverlapBlock * kOverlapBlock; }
 };
 
 // y [c1 - c0] = the integers of columns [c0, c1) of a row; c0 and c1 are multiples of kOverlapStep.

@@ -31,6 +31,10 @@ struct OverlapDecoder {
   // are all of it. count is a multiple of 16.
   void (*dot)(const int8_t* y, int count, const float* x, int64_t stride, int tokens,
               float (*sum)[16]);
+  // tile[i * stride + lane] = scale[lane] * y[lane * y_stride + i] of 16 lanes, i < count, a
+  // multiple of 16. Null where the compiler does as well.
+  void (*tile)(const int8_t* y, int64_t y_stride, int64_t count, const float* scale, float* tile,
+               int64_t stride);
 };
 
 // The table of the instruction set in use (isa.h).

@@ -1,9 +1,10 @@
-// OverlapDecoder for AVX2: the windows of eight groups at a time, their rows gathered from the
-// table.
+// OverlapDecoder for AVX2: the windows of eight groups at a time, the rows of the table one by one
+// (overlap_entries.h).
 #ifdef PVQ_X86
 #include <immintrin.h>
 
 #include "cpu/overlap_decode.h"
+#include "cpu/overlap_entries.h"
 
 namespace {
 
@@ -42,9 +43,11 @@ struct Windows {
 
 void decode_pairs(const Windows& window, int lag, const int* table, int groups, int8_t* y) {
   alignas(32) int entry[8 + pvq::kMostBlockGroups];
-  for (int i = -8; i < groups; i += 8)
-    _mm256_store_si256(reinterpret_cast<__m256i*>(entry + 8 + i),
-                       _mm256_i32gather_epi32(table, window(i), 4));
+  for (int i = -8; i < groups; i += 8) {
+    alignas(32) uint32_t at[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(at), window(i));
+    read_entries<8>(table, at, entry + 8 + i);
+  }
   // The two bytes of each sum, from both halves of 16 bytes.
   const __m256i pairs = _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1,
                                          0, 1, 4, 5, 8, 9, 12, 13, -1, -1, -1, -1, -1, -1, -1, -1);
@@ -61,10 +64,9 @@ void decode_pairs(const Windows& window, int lag, const int* table, int groups, 
 void decode_quads(const Windows& window, int lag, const long long* table, int groups, int8_t* y) {
   alignas(32) long long entry[8 + pvq::kMostBlockGroups / 2];
   for (int i = -8; i < groups; i += 8) {
-    const __m256i at = window(i);
-    __m256i* to = reinterpret_cast<__m256i*>(entry + 8 + i);
-    _mm256_store_si256(to, _mm256_i32gather_epi64(table, _mm256_castsi256_si128(at), 8));
-    _mm256_store_si256(to + 1, _mm256_i32gather_epi64(table, _mm256_extracti128_si256(at, 1), 8));
+    alignas(32) uint32_t at[8];
+    _mm256_store_si256(reinterpret_cast<__m256i*>(at), window(i));
+    read_entries<8>(table, at, entry + 8 + i);
   }
   for (int i = 0; i < groups; i += 4) {
     const __m256i own = load(entry + 8 + i);
@@ -103,21 +105,22 @@ void decode(const pvq::OverlapTrellis& t, const pvq::OverlapWindows& windows, co
 }
 
 void dot(const int8_t* y, int count, const float* x, int64_t stride, int tokens, float (*sum)[16]) {
-  for (int c = 0; c < count; c += 16) {
-    const __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i*>(y + c));
-    const __m256 low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(sixteen));
-    const __m256 high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(sixteen, 8)));
-    for (int t = 0; t < tokens; ++t) {
-      const float* from = x + t * stride + c;
-      _mm256_storeu_ps(sum[t],
-                       _mm256_fmadd_ps(low, _mm256_loadu_ps(from), _mm256_loadu_ps(sum[t])));
-      _mm256_storeu_ps(sum[t] + 8, _mm256_fmadd_ps(high, _mm256_loadu_ps(from + 8),
-                                                   _mm256_loadu_ps(sum[t] + 8)));
+  for (int t = 0; t < tokens; ++t) {
+    const float* from = x + t * stride;
+    __m256 low = _mm256_loadu_ps(sum[t]), high = _mm256_loadu_ps(sum[t] + 8);
+    for (int c = 0; c < count; c += 16) {
+      const __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i*>(y + c));
+      low = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(sixteen)),
+                            _mm256_loadu_ps(from + c), low);
+      high = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(sixteen, 8))),
+                             _mm256_loadu_ps(from + c + 8), high);
     }
+    _mm256_storeu_ps(sum[t], low);
+    _mm256_storeu_ps(sum[t] + 8, high);
   }
 }
 
 }  // namespace
 
-const pvq::OverlapDecoder pvq::overlap_decoder_avx2 = {&decode, &dot};
+const pvq::OverlapDecoder pvq::overlap_decoder_avx2 = {&decode, &dot, nullptr};
 #endif

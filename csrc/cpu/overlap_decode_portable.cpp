@@ -40,4 +40,4 @@ void dot(const int8_t* y, int count, const float* x, int64_t stride, int tokens,
 
 }  // namespace
 
-const pvq::OverlapDecoder pvq::overlap_decoder_portable = {&decode, &dot};
+const pvq::OverlapDecoder pvq::overlap_decoder_portable = {&decode, &dot, nullptr};

@@ -15,17 +15,10 @@ constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 const OverlapKernels& overlap_kernels() {
 #ifdef PVQ_X86
-  switch (cpu_isa()) {
-    case Isa::kAmx:
-    case Isa::kAvx512:
-      return overlap_kernels_avx512;
-    case Isa::kAvx2:
-      return overlap_kernels_avx2;
-    default:
-      break;
-  }
-#endif
+  return for_isa(overlap_kernels_portable, overlap_kernels_avx2, overlap_kernels_avx512);
+#else
   return overlap_kernels_portable;
+#endif
 }
 
 OverlapSearch::OverlapSearch(const OverlapTrellis& trellis, const float* table, float spread,

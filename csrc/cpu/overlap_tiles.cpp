@@ -9,12 +9,23 @@
 namespace pvq {
 namespace {
 
-constexpr int64_t kDirectTokens = 6;
+constexpr int64_t kPanelRows = 32;
+
+// The sums of 16 parts each.
+void add_parts(int64_t tokens, float (*sum)[16], float scale, float* out, int64_t stride) {
+  for (int64_t t = 0; t < tokens; ++t) {
+    for (int half = 8; half; half /= 2)
+      for (int l = 0; l < half; ++l) sum[t][l] += sum[t][l + half];
+    out[t * stride] += scale * sum[t][0];
+  }
+}
 
 // out [tokens, rows] straight from the stored rows, block after block of each. A panel is a number
 // of rows.
 class OverlapProduct final : public Product {
  public:
+  static constexpr int64_t kMostTokens = 6;
+
   OverlapProduct(const OverlapView& code, int64_t tokens)
       : code_(code), decoder_(overlap_decoder()), tokens_(tokens) {
     panels_ = divide_up(code.rows, kPanelRows);
@@ -25,28 +36,92 @@ class OverlapProduct final : public Product {
   int64_t multiply(const void* packed, int64_t begin, int64_t end, float* out) const override {
     const auto* x = static_cast<const float*>(packed);
     for (int64_t r = begin * kPanelRows; r < std::min(end * kPanelRows, code_.rows); ++r) {
-      float sum[kDirectTokens][16] = {};
+      float sum[kMostTokens][16] = {};
       int8_t y[kOverlapBlock];
       for (int64_t c = 0; c < code_.cols; c += kOverlapBlock) {
         const int64_t count = std::min<int64_t>(kOverlapBlock, code_.cols - c);
         decode_overlap(code_, r, c, c + count, y);
         decoder_.dot(y, int(count), x + c, code_.cols, int(tokens_), sum);
       }
-      for (int64_t t = 0; t < tokens_; ++t) {
-        for (int half = 8; half; half /= 2)
-          for (int l = 0; l < half; ++l) sum[t][l] += sum[t][l + half];
-        out[t * code_.rows + r] = code_.scale(r) * sum[t][0];
-      }
+      for (int64_t t = 0; t < tokens_; ++t) out[t * code_.rows + r] = 0;
+      add_parts(tokens_, sum, code_.scale(r), out + r, code_.rows);
     }
     return kNoRow;
   }
 
  private:
-  static constexpr int64_t kPanelRows = 32;
-
   const OverlapView& code_;
   const OverlapDecoder& decoder_;
   const int64_t tokens_;
+};
+
+// The same in units of whole rings, whose activations are packed, and stay in the first-level cache
+// while all rows of a panel meet them. Behind them, as they are, those of the last ring if it is
+// shorter.
+class OverlapRowsProduct final : public Product {
+ public:
+  OverlapRowsProduct(const OverlapView& code, int64_t tokens)
+      : code_(code),
+        decoder_(overlap_decoder()),
+        tokens_(tokens),
+        unit_columns_(code.planes->unit_columns()),
+        units_(divide_up(code.ring_columns(), unit_columns_)),
+        rest_(code.cols - code.ring_columns()),
+        block_units_(std::max<int64_t>(1, kBlockFloats / (tokens * unit_columns_))) {
+    panels_ = divide_up(code.rows, kPanelRows);
+    packed_bytes_ = size_t((units_ * unit_columns_ + rest_) * tokens) * sizeof(float);
+    pack_units_ = divide_up(units_, kPackUnits) + (rest_ > 0);
+  }
+
+  void pack(const float* a, int64_t begin, int64_t end, void* packed) const override {
+    auto* out = static_cast<float*>(packed);
+    const int64_t first = begin * kPackUnits, last = std::min(end * kPackUnits, units_);
+    if (first < last)
+      code_.ring_rows->pack(*code_.planes, a, code_.cols, code_.ring_columns(), int(tokens_), first,
+                            last, out);
+    if (rest_ > 0 && end == pack_units_)
+      for (int64_t t = 0; t < tokens_; ++t)
+        std::copy_n(a + t * code_.cols + code_.ring_columns(), rest_, rest_of(out) + t * rest_);
+  }
+
+  int64_t multiply(const void* packed, int64_t begin, int64_t end, float* out) const override {
+    const auto* x = static_cast<const float*>(packed);
+    float scale[kPanelRows];
+    for (int64_t r0 = begin * kPanelRows; r0 < std::min(end * kPanelRows, code_.rows);
+         r0 += kPanelRows) {
+      const int64_t count = std::min(kPanelRows, code_.rows - r0);
+      for (int64_t r = 0; r < count; ++r) scale[r] = code_.scale(r0 + r);
+      for (int64_t t = 0; t < tokens_; ++t) std::fill_n(out + t * code_.rows + r0, count, 0.0f);
+      for (int64_t unit = 0; unit < units_; unit += block_units_)
+        code_.ring_rows->direct(*code_.planes, code_.row(r0), code_.row_bytes(), count,
+                                code_.ring_columns(), unit, std::min(unit + block_units_, units_),
+                                scale, x, int(tokens_), out + r0, code_.rows);
+      for (int64_t r = r0; r < r0 + count && rest_ > 0; ++r) {
+        float sum[kMostRestTokens][16] = {};
+        int8_t y[kOverlapBlock];
+        decode_overlap(code_, r, code_.ring_columns(), code_.cols, y);
+        decoder_.dot(y, int(rest_), rest_of(x), rest_, int(tokens_), sum);
+        add_parts(tokens_, sum, code_.scale(r), out + r, code_.rows);
+      }
+    }
+    return kNoRow;
+  }
+
+  static bool takes(const OverlapView& code, int64_t tokens) {
+    return code.ring_rows && tokens <= code.ring_rows->direct_tokens && tokens <= kMostRestTokens;
+  }
+
+ private:
+  static constexpr int64_t kBlockFloats = 8192, kPackUnits = 4, kMostRestTokens = 16;
+
+  template <class T>
+  T* rest_of(T* packed) const {
+    return packed + units_ * unit_columns_ * tokens_;
+  }
+
+  const OverlapView& code_;
+  const OverlapDecoder& decoder_;
+  const int64_t tokens_, unit_columns_, units_, rest_, block_units_;
 };
 
 }  // namespace
@@ -66,12 +141,17 @@ int64_t OverlapTiles::fill(int64_t i0, int64_t i1, int64_t l0, int64_t l1, float
     }
     return kNoRow;
   }
+  const OverlapDecoder& decoder = overlap_decoder();
   int8_t y[kLanes][kMaxTile];
   for (int64_t l = l0; l < l1; l += kLanes, tile += kLanes) {
     float scale[kLanes];
     for (int64_t lane = 0; lane < kLanes; ++lane) {  // a lane without a row is zero
       scale[lane] = l + lane < l1 ? code_.scale(l + lane) : 0.0f;
       decode_overlap(code_, std::min(l + lane, l1 - 1), i0, i1, y[lane]);
+    }
+    if (decoder.tile) {
+      decoder.tile(y[0], kMaxTile, i1 - i0, scale, tile, stride);
+      continue;
     }
     for (int64_t i = 0; i < i1 - i0; ++i)
       for (int64_t lane = 0; lane < kLanes; ++lane)
@@ -81,8 +161,11 @@ int64_t OverlapTiles::fill(int64_t i0, int64_t i1, int64_t l0, int64_t l1, float
 }
 
 std::unique_ptr<Product> OverlapTiles::make_direct(int64_t tokens) const {
-  if (transposed_ || tokens > kDirectTokens) return nullptr;
-  return std::make_unique<OverlapProduct>(code_, tokens);
+  if (transposed_) return nullptr;
+  if (OverlapRowsProduct::takes(code_, tokens))
+    return std::make_unique<OverlapRowsProduct>(code_, tokens);
+  if (tokens <= OverlapProduct::kMostTokens) return std::make_unique<OverlapProduct>(code_, tokens);
+  return nullptr;
 }
 
 }  // namespace pvq

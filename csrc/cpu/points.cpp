@@ -41,17 +41,10 @@ uint64_t even_then_odd(uint64_t word) {
 
 const PointsKernels& points_kernels() {
 #ifdef PVQ_X86
-  switch (cpu_isa()) {
-    case Isa::kAmx:
-    case Isa::kAvx512:
-      return points_kernels_avx512;
-    case Isa::kAvx2:
-      return points_kernels_avx2;
-    default:
-      break;
-  }
-#endif
+  return for_isa(points_kernels_portable, points_kernels_avx2, points_kernels_avx512);
+#else
   return points_kernels_portable;
+#endif
 }
 
 bool activation_points(const float* x, int64_t count, int dim, int pulses, int16_t* y,

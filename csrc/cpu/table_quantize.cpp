@@ -1,5 +1,6 @@
 #include "cpu/table_quantize.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -43,17 +44,11 @@ constexpr Scales kScales[] = {{TableCode<2>::kGaussianScale, largest_magnitude<2
 
 const TableSearch& table_search(int bits) {
 #ifdef PVQ_X86
-  switch (cpu_isa()) {
-    case Isa::kAmx:
-    case Isa::kAvx512:
-      return table_search_avx512[bits - 2];
-    case Isa::kAvx2:
-      return table_search_avx2[bits - 2];
-    default:
-      break;
-  }
-#endif
+  return for_isa(table_search_portable[bits - 2], table_search_avx2[bits - 2],
+                 table_search_avx512[bits - 2]);
+#else
   return table_search_portable[bits - 2];
+#endif
 }
 
 TableQuantizer::TableQuantizer(int bits, int64_t cols)
@@ -84,7 +79,7 @@ float TableQuantizer::best_scale(float largest) const {
 }
 
 void TableQuantizer::operator()(const float* w, uint8_t* code, uint16_t* row_scale) {
-  std::memset(code, 0, size_t(table_row_bytes(bits_, cols_)));
+  std::fill_n(code, table_row_bytes(bits_, cols_), uint8_t{0});
   *row_scale = 0;
   float largest = 0;
   for (int64_t i = 0; i < cols_; ++i) largest = std::max(largest, std::fabs(w[i]));

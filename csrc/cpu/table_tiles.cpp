@@ -58,17 +58,11 @@ class TableProduct final : public Product {
 
 const TableKernels& table_kernels(int bits) {
 #ifdef PVQ_X86
-  switch (cpu_isa()) {
-    case Isa::kAmx:
-    case Isa::kAvx512:
-      return table_kernels_avx512[bits - 2];
-    case Isa::kAvx2:
-      return table_kernels_avx2[bits - 2];
-    default:
-      break;
-  }
-#endif
+  return for_isa(table_kernels_portable[bits - 2], table_kernels_avx2[bits - 2],
+                 table_kernels_avx512[bits - 2]);
+#else
   return table_kernels_portable[bits - 2];
+#endif
 }
 
 // Transposed, lanes are columns, and so many of them are decoded at once.

@@ -72,12 +72,22 @@ StoredOverlap checked_overlap(const char* op, const Tensor& code, const Tensor& 
 
 namespace {
 
+// What the CPU's functions for whole rings need, as long as this lives.
+struct RingRows {
+  OverlapPlanes planes;
+
+  explicit RingRows(OverlapView& view) {
+    view.ring_rows = overlap_rows(view.trellis, view.table, view.spread, &planes);
+    if (view.ring_rows) view.planes = &planes;
+  }
+};
+
 Tensor overlap_dequantize_cpu(const Tensor& code, const Tensor& row_scale, const Tensor& table,
                               int64_t step_bits, int64_t lag, int64_t spread, int64_t cols,
                               ScalarType dtype, int64_t block, int64_t seed) {
   constexpr const char* op = "overlap_dequantize";
-  const StoredOverlap stored =
-      checked_overlap(op, code, row_scale, table, step_bits, lag, spread, cols);
+  StoredOverlap stored = checked_overlap(op, code, row_scale, table, step_bits, lag, spread, cols);
+  const RingRows ring_rows(stored.view);
   return dequantize_whole(op, stored, dtype, {block, seed}, dequantize_overlap);
 }
 
@@ -85,8 +95,9 @@ Tensor overlap_matmul_cpu(const Tensor& x, const Tensor& code, const Tensor& row
                           const Tensor& table, int64_t step_bits, int64_t lag, int64_t spread,
                           int64_t block, int64_t seed) {
   constexpr const char* op = "overlap_matmul";
-  const StoredOverlap stored =
+  StoredOverlap stored =
       checked_overlap(op, code, row_scale, table, step_bits, lag, spread, columns_of(op, x));
+  const RingRows ring_rows(stored.view);
   return multiply_whole<OverlapTiles>(op, x, stored, {block, seed});
 }
 
@@ -94,8 +105,8 @@ Tensor overlap_matmul_transposed_cpu(const Tensor& g, const Tensor& code, const 
                                      const Tensor& table, int64_t step_bits, int64_t lag,
                                      int64_t spread, int64_t cols, int64_t block, int64_t seed) {
   constexpr const char* op = "overlap_matmul_transposed";
-  const StoredOverlap stored =
-      checked_overlap(op, code, row_scale, table, step_bits, lag, spread, cols);
+  StoredOverlap stored = checked_overlap(op, code, row_scale, table, step_bits, lag, spread, cols);
+  const RingRows ring_rows(stored.view);
   return multiply_whole_transposed<OverlapTiles>(op, g, stored, {block, seed});
 }
 
