@@ -60,11 +60,13 @@ void decode_overlap(const OverlapView& code, int64_t row, int64_t c0, int64_t c1
     int8_t all[2 * kOverlapBlock];
     // Straight into y, if that has room for all that is written.
     int8_t* const out = whole && begin == block && end == block + width ? y + (block - c0) : all;
-    if (whole)
-      code.ring_rows->decode(*code.planes, code.row(row) + overlap_row_bytes(code.trellis, block),
-                             int(width / kOverlapBlock), out);
-    else
+    if (whole) {
+      const uint8_t* rings = code.row(row) + overlap_row_bytes(code.trellis, block);
+      code.ring_rows->decode(*code.planes, rings, int(width / kOverlapBlock),
+                             code.row(code.rows) - rings, out);
+    } else {
       decode_ring(code, row, block, width, out);
+    }
     if (out == all) std::memcpy(y + (begin - c0), all + (begin - block), size_t(end - begin));
   }
 }

@@ -30,7 +30,9 @@ struct OverlapRows {
   int direct_tokens;
 
   // y [128 * rings] = the integers of so many rings; rings is 1, or 2 where a unit has two.
-  void (*decode)(const OverlapPlanes& planes, const uint8_t* rings_at, int rings, int8_t* y);
+  // `readable`: bytes from rings_at on, in the rings or behind them.
+  void (*decode)(const OverlapPlanes& planes, const uint8_t* rings_at, int rings, int64_t readable,
+                 int8_t* y);
 
   // Columns [0, columns) of x [tokens, cols] for `direct`, whole units with zeros behind:
   // unit_columns() * tokens floats each.

@@ -21,6 +21,7 @@ using pvq::OverlapPlanes;
 
 constexpr int kDirectTokens = 6;  // as many sums as registers hold beside the points
 constexpr int kRing = pvq::kOverlapBlock;
+constexpr int kReach = 112;  // bytes from a unit's first on that loads may touch
 
 struct alignas(64) Bytes {
   uint8_t at[64];
@@ -32,8 +33,11 @@ constexpr Bytes make_bytes(F f) {
   return bytes;
 }
 PVQ_INLINE __m512i load(const Bytes& bytes) { return _mm512_load_si512(bytes.at); }
-PVQ_INLINE __m512i load_bytes(const uint8_t* p, int count) {
-  return _mm512_maskz_loadu_epi8(count < 64 ? (uint64_t{1} << count) - 1 : ~uint64_t{0}, p);
+// `count` <= 64 bytes, and whatever is behind them. If that may not be read, zeros; but loads with
+// a mask are slow where the bytes come from memory.
+PVQ_INLINE __m512i load_bytes(const uint8_t* p, int count, bool more) {
+  if (more || count == 64) return _mm512_loadu_si512(p);
+  return _mm512_maskz_loadu_epi8((uint64_t{1} << count) - 1, p);
 }
 
 template <int kPairBits>
@@ -61,10 +65,10 @@ struct Windows {
 
 // Symbols are bytes, windows those and the top bit of the one before.
 template <int kPairBits>
-PVQ_INLINE Windows byte_windows(const uint8_t* from, int bytes) {
+PVQ_INLINE Windows byte_windows(const uint8_t* from, int bytes, bool more) {
   const __m512i before = load(Rate<kPairBits>::kBefore);
   Windows w = {};
-  w.own = load_bytes(from, bytes);
+  w.own = load_bytes(from, bytes, more);
   w.before = _mm512_permutexvar_epi8(before, w.own);
   w.own_old = _mm512_movepi8_mask(w.before);
   w.before_old = _mm512_movepi8_mask(_mm512_permutexvar_epi8(before, w.before));
@@ -74,14 +78,15 @@ PVQ_INLINE Windows byte_windows(const uint8_t* from, int bytes) {
 // Eight symbols of a ring lie in 64 bits from the byte before the first one on. The newest eight
 // bits of a window end with its symbol.
 template <int kPairBits>
-PVQ_INLINE Windows bit_windows(const uint8_t* from) {
+PVQ_INLINE Windows bit_windows(const uint8_t* from, bool more) {
   using Rate = ::Rate<kPairBits>;
   static_assert(Rate::kRings == 1);
   constexpr int kStep = Rate::kStored;
   static constexpr Bytes kPlaces = make_bytes(
       [](int i) { return (i / 8 * kStep - 1 + i % 8 + Rate::kRingBytes) % Rate::kRingBytes; });
   static constexpr Bytes kShifts = make_bytes([](int i) { return kStep * (i % 8 + 1); });
-  const __m512i words = _mm512_permutexvar_epi8(load(kPlaces), load_bytes(from, Rate::kRingBytes));
+  const __m512i words =
+      _mm512_permutexvar_epi8(load(kPlaces), load_bytes(from, Rate::kRingBytes, more));
   const __m512i before = load(Rate::kBefore);
   Windows w = {};
   w.own = _mm512_multishift_epi64_epi8(load(kShifts), words);
@@ -97,7 +102,7 @@ PVQ_INLINE Windows bit_windows(const uint8_t* from) {
 }
 
 // Symbols are a window and four further bits; four of them lie in six bytes.
-PVQ_INLINE Windows spread_windows(const uint8_t* from, int rings) {
+PVQ_INLINE Windows spread_windows(const uint8_t* from, int rings, bool more) {
   using Rate = ::Rate<6>;
   static constexpr Bytes kPlaces = make_bytes([](int i) {
     const int place = i / 8 * 6 + i % 8;
@@ -107,7 +112,7 @@ PVQ_INLINE Windows spread_windows(const uint8_t* from, int rings) {
       make_bytes([](int i) { return 12 * (i % 4) + (i % 8 < 4 ? 0 : 8); });
   const auto cut = [&](int ring) {
     const __m512i bytes =
-        load_bytes(from + ring * Rate::kRingBytes, ring < rings ? Rate::kRingBytes : 0);
+        load_bytes(from + ring * Rate::kRingBytes, ring < rings ? Rate::kRingBytes : 0, more);
     return _mm512_multishift_epi64_epi8(load(kShifts),
                                         _mm512_permutexvar_epi8(load(kPlaces), bytes));
   };
@@ -130,18 +135,18 @@ PVQ_INLINE __m512i look_up(const uint8_t* plane, __m512i byte, __mmask64 top) {
 }
 
 // The weights of a unit, y[d] those number d of its groups; of groups of a ring that is not there
-// any.
+// any. `more`: whether kReach bytes can be read.
 template <int kPairBits>
-PVQ_INLINE void decode_unit(const OverlapPlanes& planes, const uint8_t* from, int rings,
+PVQ_INLINE void decode_unit(const OverlapPlanes& planes, const uint8_t* from, int rings, bool more,
                             __m512i (&y)[Rate<kPairBits>::kDim]) {
   using Rate = ::Rate<kPairBits>;
   Windows w;
   if constexpr (Rate::kShape.spread) {
-    w = spread_windows(from, rings);
+    w = spread_windows(from, rings, more);
   } else if constexpr (Rate::kStored == 8) {
-    w = byte_windows<kPairBits>(from, rings * Rate::kRingBytes);
+    w = byte_windows<kPairBits>(from, rings * Rate::kRingBytes, more);
   } else {
-    w = bit_windows<kPairBits>(from);
+    w = bit_windows<kPairBits>(from, more);
   }
   const __mmask64 own_top = _mm512_movepi8_mask(w.own);
   const __mmask64 before_top = _mm512_movepi8_mask(w.before);
@@ -189,10 +194,11 @@ PVQ_INLINE void interleave(const __m512i (&y)[4], __m512i (&out)[4]) {
 }
 
 template <int kPairBits>
-void decode_rings(const OverlapPlanes& planes, const uint8_t* from, int rings, int8_t* y) {
+void decode_rings(const OverlapPlanes& planes, const uint8_t* from, int rings, int64_t readable,
+                  int8_t* y) {
   constexpr int kDim = Rate<kPairBits>::kDim;
   __m512i weight[kDim], out[kDim];
-  decode_unit<kPairBits>(planes, from, rings, weight);
+  decode_unit<kPairBits>(planes, from, rings, readable >= kReach, weight);
   interleave(weight, out);
   for (int i = 0; i < rings * (kRing / 64); ++i) _mm512_storeu_si512(y + 64 * i, out[i]);
 }
@@ -230,9 +236,9 @@ PVQ_INLINE __m512 to_floats(__m512i bytes) {
 }
 
 template <int kPairBits, int kTokens>
-PVQ_INLINE void direct_row(const OverlapPlanes& planes, const uint8_t* row, int64_t columns,
-                           int64_t first, int64_t end, float scale, const float* packed, float* c,
-                           int64_t stride) {
+PVQ_INLINE void direct_row(const OverlapPlanes& planes, const uint8_t* row, const uint8_t* rows_end,
+                           int64_t columns, int64_t first, int64_t end, float scale,
+                           const float* packed, float* c, int64_t stride) {
   using Rate = ::Rate<kPairBits>;
   // Several sums a token while tokens are few: one chain of dependent additions would bound the
   // speed.
@@ -246,7 +252,8 @@ PVQ_INLINE void direct_row(const OverlapPlanes& planes, const uint8_t* row, int6
   for (int64_t unit = first; unit < end; ++unit, from += kTokens * Rate::kUnitColumns) {
     __m512i y[Rate::kDim];
     const int rings = (unit + 1) * Rate::kUnitColumns <= columns ? Rate::kRings : 1;
-    decode_unit<kPairBits>(planes, row + unit * Rate::kUnitBytes, rings, y);
+    const uint8_t* at = row + unit * Rate::kUnitBytes;
+    decode_unit<kPairBits>(planes, at, rings, rows_end - at >= kReach, y);
 #pragma GCC unroll 4
     for (int d = 0; d < Rate::kDim; ++d) {
       const __m512 w[4] = {to_floats<0>(y[d]), to_floats<1>(y[d]), to_floats<2>(y[d]),
@@ -279,8 +286,8 @@ void direct_rows(const OverlapPlanes& planes, const uint8_t* rows, int64_t row_b
                                                  end, scale, packed, tokens, c, stride);
   }
   for (int64_t r = 0; r < count; ++r)
-    direct_row<kPairBits, kTokens>(planes, rows + r * row_bytes, columns, first, end, scale[r],
-                                   packed, c + r, stride);
+    direct_row<kPairBits, kTokens>(planes, rows + r * row_bytes, rows + count * row_bytes, columns,
+                                   first, end, scale[r], packed, c + r, stride);
 }
 
 // call(pair_bits) with those of the code as a constant.
@@ -304,8 +311,9 @@ PVQ_INLINE void with_rate(const OverlapPlanes& planes, const Call& call) {
   }
 }
 
-void decode(const OverlapPlanes& planes, const uint8_t* from, int rings, int8_t* y) {
-  with_rate(planes, [&](auto rate) { decode_rings<rate>(planes, from, rings, y); });
+void decode(const OverlapPlanes& planes, const uint8_t* from, int rings, int64_t readable,
+            int8_t* y) {
+  with_rate(planes, [&](auto rate) { decode_rings<rate>(planes, from, rings, readable, y); });
 }
 
 void pack(const OverlapPlanes& planes, const float* x, int64_t cols, int64_t columns, int tokens,
