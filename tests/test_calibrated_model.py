@@ -229,6 +229,9 @@ def test_missing_calibration_and_unknown_methods_are_refused(small_llama):
         quantize_model(small_llama(), rounding="gptq", progress=False)
     with pytest.raises(ValueError, match="rounding is 'gtpq', expected one of 'nearest', 'gptq'"):
         quantize_model(small_llama(), rounding="gtpq", progress=False)
+    for wrong in (GPTQ, 3, None):
+        with pytest.raises(TypeError, match=r"rounding is .*, expected a rounding method such as"):
+            quantize_model(small_llama(), rounding=wrong, progress=False)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -233,7 +233,92 @@ def test_modules_with_one_input_are_found():
 
     modules = {"c": c, "b": b, "a": a, "never": nn.Linear(4, 4)}
     assert input_groups(modules, run) == ([["a", "b"], ["c"]], True)
-    assert input_groups(modules, lambda: (run(), run())) == ([["a", "b"], ["c"]], False)
+    assert input_groups(modules, lambda: (run(), run())) == ([["a"], ["b"], ["c"]], False)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_modules_share_no_input_that_was_written_into(mode):
+    modules = {name: nn.Linear(4, 4) for name in "abcd"}
+
+    def run() -> None:
+        x = torch.ones(1, 4)
+        modules["a"](x)
+        modules["b"](x)
+        x.mul_(2)
+        modules["c"](x)
+        modules["d"](x)
+
+    with mode():
+        assert input_groups(modules, run) == ([["a", "b"], ["c", "d"]], True)
+
+
+def test_a_module_called_again_shares_no_input():
+    a, b, c, d = (nn.Linear(4, 4) for _ in range(4))
+
+    def run() -> None:
+        x, y = torch.zeros(1, 4), torch.ones(1, 4)
+        for module in (a, b, c):
+            module(x)
+        for module in (b, d):
+            module(y)
+
+    modules = {"a": a, "b": b, "c": c, "d": d}
+    assert input_groups(modules, run) == ([["a", "c"], ["b"], ["d"]], False)
+
+
+@pytest.mark.parametrize("twice_first", [True, False])
+@torch.no_grad()
+def test_a_module_called_twice_has_statistics_of_its_own(twice_first):
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.once, self.twice = nn.Linear(8, 4), nn.Linear(8, 4)
+
+        def forward(self, x, y):
+            layers = (self.twice, self.once) if twice_first else (self.once, self.twice)
+            return sum(layer(x).sum() for layer in layers) + self.twice(y).sum()
+
+    torch.manual_seed(0)
+    samples = [(torch.randn(5, 8), 10 * torch.randn(7, 8)) for _ in range(3)]
+    (stage,) = walk(
+        *(Two(), ["once", "twice"], samples),
+        device=torch.device("cpu"),
+        restore=lambda unit, inside: False,
+        leave=lambda unit: None,
+    )
+    x, y = (torch.cat(parts).double() for parts in zip(*samples, strict=True))
+    for name, tokens, expected in (("once", 15, x.T @ x), ("twice", 36, x.T @ x + y.T @ y)):
+        assert stage.statistics[name].tokens == tokens
+        assert torch.allclose(stage.statistics[name].hessian.double(), expected, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_module_called_twice_in_a_decoder_layer_has_statistics_of_its_own():
+    class Twice(nn.Module):
+        def __init__(self, mlp):
+            super().__init__()
+            self.gate_proj, self.up_proj, self.down_proj = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+
+        def forward(self, x):
+            return self.down_proj(self.gate_proj(x).relu() * self.up_proj(x) + self.up_proj(3 * x))
+
+    torch.manual_seed(0)
+    model = MODELS["llama"]().eval()
+    for layer in model.model.layers:
+        layer.mlp = Twice(layer.mlp)
+    samples = torch.randint(0, 80, (2, 8))
+    names = linear_names(model)
+    for stage in walk(
+        *(model, names, samples),
+        device=torch.device("cpu"),
+        restore=lambda unit, inside: False,
+        leave=lambda unit: None,
+    ):
+        for name in stage.names:
+            expected, tokens = whole_passes(model, name, samples)
+            assert stage.statistics[name].tokens == tokens == (32 if "up_proj" in name else 16)
+            difference = stage.statistics[name].hessian.double() - expected
+            assert difference.abs().max() < 1e-4 * expected.abs().max(), name
 
 
 def test_short_memory_moves_the_work_to_the_cpu():

@@ -8,9 +8,11 @@ from pvq import PVQConfig, _core, quantize_tensor
 from pvq.codes.overlap import OverlapCode
 from pvq.codes.pyramid import PyramidCode
 from pvq.codes.table import TableCode
+from pvq.rounding.awq import AWQ
 from pvq.rounding.gptq import GPTQ
 from pvq.rounding.hessian import Hessian
 from pvq.rounding.nearest import Nearest
+from pvq.rounding.quantease import QuantEase
 
 
 def inputs(tokens: int, cols: int, seed: int = 0) -> np.ndarray:
@@ -114,6 +116,32 @@ def test_quantize_tensor_rotates_the_hessian_with_the_weights():
     assert loss(w.float(), tensor.dequantize(), x) < 0.6 * loss(
         w.float(), quantize_tensor(w, config, rounding=Nearest()).dequantize(), x
     )
+
+
+@pytest.mark.parametrize("rounding", [GPTQ(), QuantEase(sweeps=2), AWQ()], ids=lambda r: r.name)
+@pytest.mark.parametrize(
+    "choices",
+    [
+        {"bits": 3.25},
+        {"bits": 2.25, "dim": 64},
+        {"code": "bands", "bits": 2.25, "bands": 4},
+        {"code": "table", "bits": 3},
+        {"code": "overlap", "bits": 2},
+        {"code": "uniform", "bits": 3, "group": 32},
+        {"code": "outliers", "bits": 3.25},
+    ],
+    ids=str,
+)
+def test_a_common_factor_of_the_hessian_does_not_matter(rounding, choices):
+    """A power of four, so that its root is exact too: about 1e20."""
+    w = torch.randn(12, 192, generator=torch.Generator().manual_seed(0))
+    x = torch.from_numpy(inputs(600, 192))
+    h = (x.T @ x).float()
+    config = PVQConfig(**choices)
+    expected = quantize_tensor(w, config, rounding=rounding, hessian=h)
+    for factor in (4.0**33, 4.0**-33):
+        tensor = quantize_tensor(w, config, rounding=rounding, hessian=factor * h)
+        assert all(torch.equal(tensor.stored[n], expected.stored[n]) for n in expected.stored)
 
 
 def test_rows_in_slabs_are_rounded_alike(monkeypatch):

@@ -7,12 +7,19 @@ import pytest
 import torch
 
 from pvq import PVQConfig, _core, quantize_tensor
+from pvq.codes.nf4 import NF4Code
+from pvq.codes.outliers import OutlierCode
 from pvq.codes.overlap import OverlapCode
 from pvq.codes.pyramid import PyramidCode
 from pvq.codes.table import TableCode
+from pvq.codes.uniform import UniformCode
+from pvq.rounding.awq import AWQ
 from pvq.rounding.gptq import GPTQ
 from pvq.rounding.hessian import Hessian
+from pvq.rounding.nearest import Nearest
 from pvq.rounding.quantease import QuantEase
+from pvq.rounding.registry import make_rounding
+from pvq.rounding.tesseraq import TesseraQ
 
 
 def hessian(cols: int, tokens: int = 800) -> torch.Tensor:
@@ -32,12 +39,12 @@ def loss(w, decoded, h):
 
 
 @pytest.mark.parametrize("bits", [2, 4])
-def test_sweeps_are_those_of_the_definition(bits):
+@pytest.mark.parametrize("start", [GPTQ(damping=0.03), Nearest(), AWQ()], ids=lambda s: s.name)
+def test_sweeps_are_those_of_the_definition(bits, start):
     """Every block in turn: of all points, the one with the least loss of the whole row."""
     cols = 24
     code, w, h = TableCode(bits), matrix(7, cols), hessian(cols)
     damped = h + 0.03 * h.diagonal().mean() * torch.eye(cols)
-    start = GPTQ(damping=0.03, passes=1)
     stored = start(w, code, Hessian(h))
     points = torch.from_numpy(_core.code_table(bits)).double()
     dim = points.shape[1]
@@ -70,12 +77,21 @@ def test_every_sweep_lowers_the_loss_of_every_row(code):
     assert losses[3].sum() < 0.93 * losses[0].sum()
 
 
-def test_no_sweep_is_what_it_starts_from():
+@pytest.mark.parametrize("start", ["gptq", "nearest", "awq"])
+@pytest.mark.parametrize(
+    "code",
+    [PyramidCode(16, 27, 4), UniformCode(3, 32), NF4Code(32), OutlierCode(TableCode(3), 0.02)],
+    ids=lambda code: code.describe(),
+)
+def test_no_sweep_is_what_it_starts_from(start, code):
     w, h = matrix(9, 96), hessian(96)
-    code = PyramidCode(16, 27, 4)
-    expected = GPTQ()(w, code, Hessian(h))
-    for name, tensor in QuantEase(sweeps=0)(w, code, Hessian(h)).items():
+    expected = make_rounding(start)(w, code, Hessian(h))
+    none = make_rounding("quantease", start=start, sweeps=0)
+    for name, tensor in none(w, code, Hessian(h)).items():
         assert torch.equal(tensor, expected[name])
+    swept = make_rounding("quantease", start=start, sweeps=2)(w, code, Hessian(h))
+    after, before = (loss(w, code.dequantize(s, 96), h).sum() for s in (swept, expected))
+    assert after < 0.98 * before
 
 
 def test_empty_and_zero_matrices():
@@ -91,6 +107,14 @@ def test_bad_settings_are_named():
         QuantEase(damping=2)
     with pytest.raises(ValueError, match="needs calibration"):
         QuantEase()(torch.zeros(1, 16), PyramidCode(16, 5, 1))
+    for wrong in ("gptq", GPTQ, None):
+        with pytest.raises(TypeError, match=r"start is .*, expected a rounding method such as"):
+            QuantEase(start=wrong)
+    expected = "start is 'tesseraq', .* turn it around, 'tesseraq' with start='quantease'"
+    with pytest.raises(ValueError, match=expected):
+        QuantEase(start=TesseraQ())
+    with pytest.raises(ValueError, match=expected):
+        make_rounding("quantease", start="tesseraq")
 
 
 def test_sweeps_over_blocks_that_are_rounded_with_feedback_inside():

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import reference
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pvq import _core
+from pvq.codes import pyramid_rounder
 from pvq.codes.bands import BandsCode
 from pvq.codes.bits import pack
 from pvq.codes.overlap import OverlapCode
@@ -149,6 +151,43 @@ def test_a_pyramid_block_is_next_to_the_best(dim, pulses, condition, excess):
     assert chosen.sum() <= best.sum() * (1 + excess)
     if condition > 1:
         assert chosen.sum() < ((plain @ s) * plain).sum()
+
+
+class Largest(TorchDispatchMode):
+    """Sees how many numbers the largest result of an operation has."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+@pytest.mark.parametrize(("dim", "pulses", "rows"), [(16, 27, 50), (256, 300, 21)])
+@pytest.mark.parametrize("chunk", [1, 4, 20])
+def test_a_pyramid_block_is_searched_a_few_rows_at_a_time(monkeypatch, dim, pulses, rows, chunk):
+    code, w, s = PyramidCode(dim, pulses, 3), gaussian(rows, dim), metric(dim, 100.0).float()
+    stored = []
+    for pairs in (rows * dim**2, chunk * dim**2):
+        monkeypatch.setattr(pyramid_rounder, "_PAIRS", pairs)
+        rounder = code.rounder(w)
+        with Largest() as largest:
+            rounder.round(w, 0, s)
+        assert largest.numel == max(pairs, rows * dim, dim**2)
+        stored.append(rounder.stored())
+    assert all(torch.equal(stored[1][name], stored[0][name]) for name in stored[0])
+    plain = code.quantize(w)
+    assert not torch.equal(stored[0]["index"], plain["index"]), "the metric moves some pulses"
+
+
+def test_wide_pyramid_blocks_take_little_memory():
+    code, w, s = PyramidCode(256, 60, 3), gaussian(100, 256), metric(256, 10.0).float()
+    rounder = code.rounder(w)
+    with Largest() as largest:
+        rounder.round(w, 0, s)
+    assert 4 * largest.numel <= 1 << 24, "bytes"
 
 
 def test_packed_bits_are_a_little_endian_stream():

@@ -16,6 +16,7 @@ from pvq.codes.pyramid import PyramidCode
 from pvq.codes.registry import make_code
 from pvq.evaluate import evaluate
 from pvq.report import LayerRecord
+from pvq.rounding.awq import AWQ
 from pvq.rounding.block import Block, Matrix
 from pvq.rounding.gptq import GPTQ
 from pvq.rounding.nearest import Nearest
@@ -367,6 +368,61 @@ def test_it_starts_from_any_method_and_goes_with_refits(small_llama):
         assert report.block_error <= report.start_block_error
 
 
+def test_errors_are_those_of_the_matrices_that_the_codes_stand_for(small_llama):
+    """Scales move from columns of one layer into rows of another that is quantized already."""
+
+    def make() -> nn.Module:
+        model = small_llama(num_key_value_heads=4)
+        generator = torch.Generator().manual_seed(0)
+        for layer in model.model.layers:
+            for linear in (layer.self_attn.v_proj, layer.mlp.up_proj):  # rows of unequal size
+                size = torch.logspace(-1, 1, linear.out_features)
+                order = torch.randperm(len(size), generator=generator)
+                linear.weight.data *= size[order][:, None]
+        return model
+
+    samples = torch.randint(0, 80, (8, 32), generator=torch.Generator().manual_seed(0))
+    dense, model = make(), make()
+    report = quantize_model(
+        *(model, PVQConfig(3.25, rotation="none")),
+        rounding=TesseraQ(steps=2, start=AWQ()), calibration=samples, progress=False,
+    )  # fmt: skip
+    errors = {layer.name: layer.relative_error for layer in report.layers}
+    for i, layer in enumerate(model.model.layers):
+        for norm, name in (
+            ("input_layernorm", "self_attn.v_proj"),
+            ("post_attention_layernorm", "mlp.up_proj"),
+        ):
+            before = dense.model.layers[i]
+            cols = before.get_submodule(norm).weight / layer.get_submodule(norm).weight
+            w = (before.get_submodule(name).weight * cols).detach()
+            decoded = layer.get_submodule(name).dequantize()
+            rows = (w.norm(dim=1) / decoded.norm(dim=1)).log2().round().exp2()
+            assert rows.unique().numel() > 1, "rows were divided"
+            w /= rows[:, None]
+            expected = ((w - decoded).square().sum() / w.square().sum()).item()
+            assert expected < 0.05
+            assert errors[f"model.layers.{i}.{name}"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_inference_mode_is_refused_before_anything_is_changed(small_llama):
+    model = small_llama()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    samples = torch.randint(0, 80, (4, 32), generator=torch.Generator().manual_seed(0))
+    options = {"rounding": TesseraQ(steps=2), "calibration": samples, "progress": False}
+    with (
+        torch.inference_mode(),
+        pytest.raises(RuntimeError, match=r"'tesseraq' needs gradients, .* outside of it"),
+    ):
+        quantize_model(model, PVQConfig(2.25), **options)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], parameter) for name, parameter in before.items())
+    with torch.no_grad():
+        report = quantize_model(model, PVQConfig(2.25), **options)
+    assert report.block_error <= report.start_block_error
+
+
 def test_a_plain_module_has_no_decoder_layers():
     torch.manual_seed(0)
     model, alone = (nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)) for _ in range(2))
@@ -430,3 +486,8 @@ def test_settings_are_told_in_full():
 def test_settings_that_make_no_sense_are_refused(settings, error, message):
     with pytest.raises(error, match=message):
         make_rounding("tesseraq", **settings)
+
+
+def test_a_start_is_a_method_and_no_name():
+    with pytest.raises(TypeError, match="start is 'gptq', expected a rounding method such as GPTQ"):
+        TesseraQ(start="gptq")

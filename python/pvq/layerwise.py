@@ -4,7 +4,6 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from pvq.linear import PVQLinear
 from pvq.modules import replace_module
 from pvq.plan import Target
 from pvq.report import LayerRecord
-from pvq.rounding import ReconstructsBlocks, Rounding, ScalesColumns
+from pvq.rounding import ReconstructsBlocks, Rounding, scaling_of
 from pvq.rounding.block import Block, Matrix, Reconstruction
 from pvq.rounding.nearest import Nearest
 from pvq.tensor import PVQTensor
@@ -220,7 +219,8 @@ class _Run:
 
     def scale_columns(self, stage: Stage) -> None:
         """Scales the columns of a stage's layers and their input, if the method wants that."""
-        if not isinstance(self.rounding, ScalesColumns) or stage.layer is None:
+        scaling = scaling_of(self.rounding)
+        if scaling is None or stage.layer is None:
             return
         assert stage.probe is not None
         shared: dict[int, list[str]] = {}
@@ -233,10 +233,12 @@ class _Run:
             statistics = stage.statistics[names[0]]
             targets = [self.targets[name] for name in names]
             consumers = {t.name: t.module for t in targets if isinstance(t.module, nn.Linear)}
-            source = find_source(modules, consumers, partial(stage.probe, 0))
+            source = find_source(
+                *(modules, consumers, stage.probe, stage.samples, statistics.tokens)
+            )
             if source is None:
                 continue
-            scale = self.rounding.column_scales(
+            scale = scaling.column_scales(
                 [target.module.weight.detach() for target in targets],
                 [target.config for target in targets],
                 statistics.hessian,
@@ -260,6 +262,9 @@ class _Run:
             codes = None if other is None else divide_rows(other.codes, scale)
             if other is not None and codes is not None:
                 self.refitted[name] = replace(other, codes=codes)
+            if name in self.dense:  # what these codes stand for from now on
+                dense = self.dense[name]
+                self.dense[name] = dense / scale.to(dense)[:, None]
         divide_outputs(module, scale)
         for key, parameter in module.named_parameters():
             if place is None or key != "weight":
@@ -325,7 +330,7 @@ def place(model: nn.Module, target: Target, codes: PVQTensor) -> None:
     codes = codes.to(old.weight.device)
     new: nn.Module
     if isinstance(old, nn.Linear):
-        new = PVQLinear.from_tensor(codes, old.bias)
+        new = PVQLinear.from_tensor(codes, old.bias, old.weight.dtype)
     else:
         new = PVQEmbedding.from_tensor(codes, old.weight.dtype)
     new.train(old.training)

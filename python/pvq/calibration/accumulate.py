@@ -74,26 +74,38 @@ def input_groups(
 
     Returns:
         Names in the order of their first calls, in groups with one input; modules that the pass did
-        not call are missing. And whether each was called no more than once.
+        not call are missing. A module that was called more than once is alone, because its other
+        inputs are its own. And whether each was called no more than once.
     """
-    inputs: list[Tensor] = []  # kept alive, so that none takes the place of another
-    groups: list[list[str]] = []
+    inputs: list[tuple[Tensor, Tensor | int]] = []  # alive, so that none takes another's place
+    first: dict[str, int] = {}  # which of them a module was called with first
     calls: dict[str, int] = {}
 
     def see(name: str, x: Tensor) -> None:
         calls[name] = calls.get(name, 0) + 1
         if calls[name] > 1:
             return
-        for seen, group in zip(inputs, groups, strict=True):
-            if seen is x:
-                group.append(name)
+        for number, (seen, state) in enumerate(inputs):
+            if seen is x and _is_unchanged(x, state):
+                first[name] = number
                 return
-        inputs.append(x)
-        groups.append([name])
+        first[name] = len(inputs)
+        inputs.append((x, x.clone() if x.is_inference() else x._version))
 
     with watch_inputs(modules, see):
         run()
-    return groups, all(count == 1 for count in calls.values())
+    groups: dict[int | str, list[str]] = {}
+    for name, number in first.items():
+        groups.setdefault(number if calls[name] == 1 else name, []).append(name)
+    return list(groups.values()), all(count == 1 for count in calls.values())
+
+
+def _is_unchanged(x: Tensor, state: Tensor | int) -> bool:
+    """Whether nothing was written into ``x`` since it had this version, or equalled this copy.
+
+    Tensors made under ``torch.inference_mode()`` count no versions.
+    """
+    return torch.equal(x, state) if isinstance(state, Tensor) else x._version == state
 
 
 def gather_statistics(

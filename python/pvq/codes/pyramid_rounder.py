@@ -18,6 +18,9 @@ from pvq.codes.bits import pack
 
 # Moves of one pulse in the metric. Most rows need none or one; the fifth changes one in a thousand.
 _MOVES = 4
+# Pairs of coordinates, of all rows together, that are in memory at one time: 16 MiB an array. All
+# pairs of a slab are gigabytes at dim 256, and on a CPU take three times as long.
+_PAIRS = 1 << 22
 # Magnitudes below this lose their square in float32.
 _TINY = 1e-30
 
@@ -63,6 +66,7 @@ class PyramidRounder:
             product = (y * w).sum(1)
             square = y.square().sum(1)
         else:
+            metric = _scaled(metric)
             y = _move_pulses(y, w, metric)
             point = y.to(torch.int16)
             weighted = y @ metric
@@ -100,6 +104,15 @@ class PyramidRounder:
         unit = y / y.norm(dim=-1, keepdim=True).clamp_min(_TINY)
         decoded: Tensor = (amplitude[..., None] * unit).flatten(1)
         return decoded
+
+
+def _scaled(metric: Tensor) -> Tensor:
+    """``metric`` over the power of two below its largest diagonal entry.
+
+    No factor changes a choice, but products of two entries of an unscaled Hessian leave float32.
+    """
+    largest = metric.diagonal().amax().clamp_min(torch.finfo(torch.float32).tiny)
+    return metric / (largest / (2 * torch.frexp(largest).mantissa))
 
 
 def _move_pulses(y: Tensor, w: Tensor, metric: Tensor) -> Tensor:
@@ -140,14 +153,21 @@ def _best_moves(y: Tensor, target: Tensor, metric: Tensor) -> tuple[Tensor, Tens
     given = torch.where(sign == 0, torch.where(slope < 0, -1.0, 1.0), sign)
     diagonal = metric.diagonal()
     without = torch.where(sign == 0, -torch.inf, product - sign * target)
-    quotient = without[:, :, None] + (given * target)[:, None, :]
-    quotient.clamp_min_(0).square_()
-    new_square = (-2 * sign)[:, :, None] * given[:, None, :] * metric
-    new_square += (square + diagonal - 2 * sign * weighted)[:, :, None]
-    new_square += (diagonal + 2 * given * weighted)[:, None, :]
-    quotient /= new_square.clamp_min_(_TINY)
-    quotient.diagonal(dim1=1, dim2=2).zero_()
-    best, move = quotient.flatten(1).max(1)
+    added = given * target
+    square_without = square + diagonal - 2 * sign * weighted
+    square_added = diagonal + 2 * given * weighted
+    best, move = torch.empty_like(y[:, 0]), torch.empty_like(y[:, 0], dtype=torch.int64)
+    step = max(1, _PAIRS // len(metric) ** 2)
+    for begin in range(0, len(y), step):
+        part = slice(begin, begin + step)
+        quotient = without[part, :, None] + added[part, None, :]
+        quotient.clamp_min_(0).square_()
+        new_square = (-2 * sign[part])[:, :, None] * given[part, None, :] * metric
+        new_square += square_without[part, :, None]
+        new_square += square_added[part, None, :]
+        quotient /= new_square.clamp_min_(_TINY)
+        quotient.diagonal(dim1=1, dim2=2).zero_()
+        best[part], move[part] = quotient.flatten(1).max(1)
     kept = product.clamp_min(0).square() / square.clamp_min(_TINY)
     rows = (best > kept[:, 0] * (1 + 1e-6)).nonzero()[:, 0]
     source, goal = move[rows] // y.shape[1], move[rows] % y.shape[1]

@@ -53,6 +53,7 @@ class PricesColumns(Protocol):
         ...
 
 
+@runtime_checkable
 class Rounding(Protocol):
     """A rounding method: knows no code by name, only what :class:`pvq.codes.Code` offers."""
 
@@ -91,3 +92,39 @@ class ReconstructsBlocks(Protocol):
             block: the layer; its weights are left as they are.
         """
         ...
+
+
+def scaling_of(rounding: Rounding) -> ScalesColumns | None:
+    """The method, or the one that it starts from, that wants columns scaled; ``None`` if none."""
+    if isinstance(rounding, ScalesColumns):
+        return rounding
+    start = getattr(rounding, "start", None)
+    return None if start is None else scaling_of(start)
+
+
+def check_method(name: str, value: object) -> None:
+    """Refuses what is no rounding method.
+
+    Raises:
+        TypeError: if ``value`` is none, such as a name or a class.
+    """
+    if isinstance(value, type) or not isinstance(value, Rounding):
+        raise TypeError(
+            f"{name} is {value!r}, expected a rounding method such as GPTQ(); names go through "
+            "pvq.rounding.registry.make_rounding"
+        )
+
+
+def check_inner(name: str, value: object, outer: Rounding) -> None:
+    """Refuses what is no rounding method for the matrices of ``outer``, one by one.
+
+    Raises:
+        TypeError: if ``value`` is no rounding method.
+        ValueError: if it goes on with whole decoder layers, which only the outermost method can.
+    """
+    check_method(name, value)
+    if isinstance(value, ReconstructsBlocks):
+        raise ValueError(
+            f"{name} is {value.name!r}, which tunes whole decoder layers after their matrices are "
+            f"rounded: turn it around, {value.name!r} with start={outer.name!r}"
+        )

@@ -2,8 +2,8 @@
 
 (W s) (x / s) = W x for any s > 0 a column, but the error of rounding W s is spread over columns in
 proportion to 1 / s. AWQ (arXiv 2306.00978) takes s_j = a_j^alpha, a_j the size of input j, and
-searches alpha for the least error of the layer's outputs; then it clips: row scales are shrunk by
-the factor that lowers that error most.
+searches alpha for the least error of the layer's outputs; then it clips: all scales of a row are
+shrunk by the factor that lowers that error most. Weights that a code keeps apart are not clipped.
 
 Here s is rounded to powers of two. So the weights, and whatever makes the layer's inputs, can take
 s and 1 / s without any rounding (:mod:`pvq.calibration.absorb`), and a checkpoint holds nothing
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from pvq.arguments import check_int
-from pvq.codes import Code, Stored
+from pvq.codes import Code, Rounder, SparseRounder, Stored
 from pvq.config import PVQConfig
-from pvq.rounding import PricesColumns, Rounding
+from pvq.rounding import PricesColumns, Rounding, check_inner, scaling_of
 from pvq.rounding.hessian import Hessian, require
 
 # Powers of two that no row scale or norm overflows by.
@@ -35,7 +35,8 @@ class AWQ:
     Attributes:
         grid: values of alpha that are tried, from 0 to below 1.
         clips: factors of the row scales that are tried: 1, 0.95, 0.9, ...
-        then: how the scaled matrix is rounded instead, such as ``GPTQ()``.
+        then: how the scaled matrix is rounded instead, such as ``GPTQ()``; a method that neither
+            scales columns nor reconstructs decoder layers.
     """
 
     grid: int = 10
@@ -48,6 +49,13 @@ class AWQ:
     def __post_init__(self) -> None:
         check_int("grid", self.grid, 1, 1000)
         check_int("clips", self.clips, 1, 19)
+        if self.then is None:
+            return
+        check_inner("then", self.then, self)
+        if scaling_of(self.then) is not None:
+            raise ValueError(
+                f"then is {self.then.name!r}, which scales columns itself: use it alone"
+            )
 
     def __call__(self, w: Tensor, code: Code, hessian: Hessian | None = None) -> Stored:
         """See :class:`pvq.rounding.Rounding`."""
@@ -55,10 +63,13 @@ class AWQ:
             return self.then(w, code, hessian)
         h = require(hessian).damped(0).float()
         factors = 1 - _CLIP_STEP * torch.arange(self.clips, device=w.device)
-        losses = torch.stack([self._loss(w, code, h, f.expand(len(w))) for f in factors])
-        rounder = code.rounder(w)
-        rounder.rescale(factors[losses.argmin(0)])
-        rounder.round(w, 0)
+        nearest = code.quantize(w)  # some codes fit their scales when they round
+        losses = []
+        for factor in factors:
+            _, rounded = _clipped(nearest, code, w, factor.expand(len(w)))
+            error = w - rounded
+            losses.append(((error @ h) * error).sum(1))
+        rounder, _ = _clipped(nearest, code, w, factors[torch.stack(losses).argmin(0)])
         return rounder.stored()
 
     def prices(self, hessian: Hessian, step: int) -> Tensor:
@@ -105,12 +116,21 @@ class AWQ:
             total += ((error @ hessian) * error).sum(dtype=torch.float64).item()
         return total
 
-    def _loss(self, w: Tensor, code: Code, h: Tensor, factor: Tensor) -> Tensor:
-        """Of each row [rows], rounded to the nearest points with scaled row scales."""
-        rounder = code.rounder(w)
+
+def _clipped(nearest: Stored, code: Code, w: Tensor, factor: Tensor) -> tuple[Rounder, Tensor]:
+    """``w`` rounded once more, with the scales of ``nearest`` times ``factor`` [rows].
+
+    Returns:
+        The rounder, and [rows, cols] float32, what its codes decode to.
+    """
+    rounder = code.rounder_of(nearest, w.shape[1])
+    if isinstance(rounder, SparseRounder):
+        apart = rounder.sparse()
         rounder.rescale(factor)
-        error = w - rounder.round(w, 0)
-        return ((error @ h) * error).sum(1)
+        rounder.set_sparse(apart)
+    else:
+        rounder.rescale(factor)
+    return rounder, rounder.round(w, 0)
 
 
 def _nearest(w: Tensor, config: PVQConfig) -> Tensor:

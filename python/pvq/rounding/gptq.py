@@ -58,15 +58,11 @@ class GPTQ:
 
     def __call__(self, w: Tensor, code: Code, hessian: Hessian | None = None) -> Stored:
         """See :class:`pvq.rounding.Rounding`."""
-        return self.rounder(w, code, hessian).stored()
-
-    def rounder(self, w: Tensor, code: Code, hessian: Hessian | None) -> Rounder:
-        """A rounder that has rounded all blocks of ``w``, for methods that go on from there."""
         targets = w
         for _ in range(self.passes):
             rounder = code.rounder(targets)
             targets = feedback(w, rounder, require(hessian), self.damping, self.order)
-        return rounder
+        return rounder.stored()
 
     def prices(self, hessian: Hessian, step: int) -> Tensor:
         """The diagonals of the metrics; see :class:`pvq.rounding.PricesColumns`."""

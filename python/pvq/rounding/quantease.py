@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pvq.arguments import check_int, check_number
 from pvq.codes import Code, Rounder, SparseRounder, Stored
+from pvq.rounding import PricesColumns, Rounding, check_inner
 from pvq.rounding.gptq import GPTQ
 from pvq.rounding.hessian import Hessian, require
 
@@ -28,7 +29,7 @@ _PANEL = 128
 
 @dataclass(frozen=True)
 class QuantEase:
-    """Coordinate descent, started from block feedback.
+    """Coordinate descent, started from block feedback or another method.
 
     With a code that keeps outliers apart (:mod:`pvq.codes.outliers`), each sweep is followed by a
     step on these: down the slope of the loss by 1 / (2 lambda_max), then all but the largest of a
@@ -37,12 +38,12 @@ class QuantEase:
     Attributes:
         sweeps: how often each block is rounded again.
         damping: added to the diagonal of H, relative to its mean; 0 to 1.
-        start: what it starts from.
+        start: the method whose result is improved; one that scales columns does so here too.
     """
 
     sweeps: int = 6
     damping: float = 0.01
-    start: GPTQ = field(default_factory=GPTQ)
+    start: Rounding = field(default_factory=GPTQ)
 
     name: ClassVar[str] = "quantease"
     needs_hessian: ClassVar[bool] = True
@@ -50,11 +51,12 @@ class QuantEase:
     def __post_init__(self) -> None:
         check_int("sweeps", self.sweeps, 0, 1000)
         check_number("damping", self.damping, 0, 1)
+        check_inner("start", self.start, self)
 
     def __call__(self, w: Tensor, code: Code, hessian: Hessian | None = None) -> Stored:
         """See :class:`pvq.rounding.Rounding`."""
         loss = require(hessian)
-        rounder = self.start.rounder(w, code, loss)
+        rounder = code.rounder_of(self.start(w, code, loss), w.shape[1])
         rounded = rounder.rescale(torch.ones(len(w), device=w.device))
         h = loss.damped(self.damping).float()
         longest = 0.0
@@ -71,7 +73,9 @@ class QuantEase:
 
     def prices(self, hessian: Hessian, step: int) -> Tensor:
         """Those of the start; see :class:`pvq.rounding.PricesColumns`."""
-        return self.start.prices(hessian, step)
+        if isinstance(self.start, PricesColumns):
+            return self.start.prices(hessian, step)
+        return hessian.damped(0).diagonal().float()
 
 
 def sweep(w: Tensor, rounded: Tensor, rounder: Rounder, h: Tensor) -> bool:

@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
-from pvq.rounding import Rounding
+from pvq.rounding import Rounding, check_method
 from pvq.rounding.awq import AWQ
 from pvq.rounding.gptq import GPTQ
 from pvq.rounding.nearest import Nearest
@@ -34,9 +34,10 @@ def make_rounding(rounding: str | Rounding, **settings: Any) -> Rounding:
 
     Raises:
         ValueError: if there is no such method, or it has no such setting.
-        TypeError: if a setting has the wrong type.
+        TypeError: if a setting has the wrong type, or ``rounding`` is neither.
     """
     if not isinstance(rounding, str):
+        check_method("rounding", rounding)
         return rounding
     if rounding not in ROUNDINGS:
         raise ValueError(

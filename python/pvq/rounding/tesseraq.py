@@ -39,7 +39,7 @@ from torch import Tensor
 
 from pvq.arguments import check_int, check_number
 from pvq.codes import Code, Stored
-from pvq.rounding import ReconstructsBlocks, Rounding
+from pvq.rounding import ReconstructsBlocks, Rounding, check_method
 from pvq.rounding.block import Block, Matrix, Reconstruction
 from pvq.rounding.gptq import GPTQ
 from pvq.rounding.hessian import Hessian
@@ -79,6 +79,7 @@ class TesseraQ:
         check_int("batch", self.batch, 1, 1_000_000)
         check_number("rate", self.rate, 0, 10)
         check_number("scale_rate", self.scale_rate, 0, 10)
+        check_method("start", self.start)
         if isinstance(self.start, ReconstructsBlocks):
             raise ValueError(f"start is {self.start.name!r} itself: take more steps instead")
 
