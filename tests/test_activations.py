@@ -339,6 +339,21 @@ def test_the_error_falls_four_times_with_every_bit():
     assert layer.bits_per_activation is None
 
 
+@pytest.mark.parametrize(("config", "layout"), CONFIGS)
+@pytest.mark.parametrize("shape", [(0,), (2, 0)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_tokens_have_a_product_and_a_gradient(config, layout, shape, dtype):
+    layer = layer_of(40, 384, config).prepare(layout, "pyramid4")
+    x = torch.zeros(*shape, 384, dtype=dtype, requires_grad=True)
+    with torch.no_grad():
+        assert layer(x).shape == (*shape, 40)
+    y = layer(x)
+    assert y.shape == (*shape, 40)
+    assert y.dtype == dtype
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+
+
 @pytest.mark.parametrize("layout", ["stored", "planes"])
 def test_gradients_take_the_rounding_for_the_identity(layout):
     layer = layer_of(24, 128, pvq.PVQConfig(3.25)).prepare(layout)

@@ -124,6 +124,29 @@ def test_prepared_layers_are_copied_saved_and_loaded(backwards):
         assert same_state(layer, target)
 
 
+def test_a_table_with_a_head_keeps_codes_that_a_load_leaves_out(backwards):
+    table = PVQEmbedding.from_embedding(nn.Embedding(50, 128), PVQConfig(3, code="table"))
+    model = pvq.prepare(nn.ModuleList([table, PVQTiedHead(table, nn.Parameter(torch.ones(50)))]))
+    weight, scale = table.dequantize(), table.row_scale.clone()
+    model.load_state_dict({"1.bias": torch.zeros(50)}, strict=False)
+    assert torch.equal(table.dequantize(), weight)
+    model.load_state_dict({"0.row_scale": 2 * scale}, strict=False)
+    assert torch.equal(table.dequantize(), 2 * weight)
+    assert table.layout == "fragments"
+
+
+def test_a_model_keeps_codes_that_a_load_leaves_out(quantized_tiny, tokens):
+    model = pvq.load(quantized_tiny)
+    assert model.model.layers[0].mlp.up_proj.layout == "planes"
+    with torch.no_grad():
+        expected = model(tokens[None, :40]).logits
+    norms = {key: tensor for key, tensor in model.state_dict().items() if "norm" in key}
+    assert norms
+    model.load_state_dict(norms, strict=False)
+    with torch.no_grad():
+        assert torch.equal(model(tokens[None, :40]).logits, expected)
+
+
 def test_moving_to_the_meta_device_and_back_needs_no_values(backwards):
     layer = table_layer().prepare()
     expected = {name: (t.shape, t.dtype) for name, t in layer.state_dict().items()}

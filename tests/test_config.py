@@ -159,6 +159,58 @@ def test_from_dict_refuses_what_it_cannot_know():
         PVQConfig.from_dict({**stored, "shift": 3})
 
 
+@pytest.mark.parametrize(
+    ("config", "change", "text"),
+    [
+        (PVQConfig(), {"dim": "16"}, "unreadable .dim is '16', expected an integer from 2 to 256"),
+        (PVQConfig(), {"seed": None}, "seed is None, expected an integer"),
+        (PVQConfig(), {"pulses": [28]}, r"pulses is \[28\], expected an integer"),
+        (PVQConfig(), {"block": {}}, "block is {}, expected an integer"),
+        (PVQConfig(), {"code": 5}, "code is 5, expected one of 'pyramid'"),
+        (PVQConfig(code="nf4"), {"double": 1}, "double is 1, expected True or False"),
+        (PVQConfig(2, code="table"), {"bits": "2"}, "bits is '2', expected a number of bits"),
+        (PVQConfig(code="outliers"), {"inner": 5}, "inner is 5, expected a code, its name"),
+        (PVQConfig(code="outliers"), {"inner": {"dim": "8"}}, "dim is '8', expected an integer"),
+        (PVQConfig(code="outliers"), {"fraction": "1"}, "fraction is '1', expected a number"),
+    ],
+)
+def test_values_of_the_wrong_type_in_a_file_are_values_that_it_refuses(config, change, text):
+    with pytest.raises(ValueError, match=text):
+        PVQConfig.from_dict({**config.to_dict(), **change})
+
+
+@pytest.mark.parametrize("stored", [None, 5, "pyramid", [], [["code", "pyramid"]]])
+def test_a_file_without_an_object_has_no_configuration(stored):
+    with pytest.raises(ValueError, match="expected an object with the fields of one"):
+        PVQConfig.from_dict(stored)
+
+
+ODD = [None, True, 5, -1, 2.5, math.inf, math.nan, 10**30, "", "16", "bands", [], [1], ["a"],
+       [[1], [2]], [28, 28], {}, {"a": 1}, {"code": 5}, {"code": []}, {"pulses": [1]}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        *(PVQConfig(), PVQConfig(3, activations="pyramid4"), PVQConfig(2, code="table")),
+        *(PVQConfig(2.5, code="overlap"), PVQConfig(code="bands"), PVQConfig(code="nf4")),
+        *(PVQConfig(4, code="uniform"), PVQConfig(code="higgs"), PVQConfig(code="outliers")),
+    ],
+    ids=lambda config: config.code.name,
+)
+def test_any_value_in_a_file_is_refused_or_makes_a_whole_configuration(config):
+    stored = config.to_dict()
+    for key in stored:
+        for value in ODD:
+            try:
+                made = PVQConfig.from_dict({**stored, key: value}).for_cols(384)
+            except ValueError:
+                continue
+            assert made.code.layout(3, 384)
+            assert PVQConfig.from_dict(made.to_dict()) == made
+            assert isinstance(hash(made), int)
+
+
 def test_codes_that_have_changed_are_refused_from_older_files():
     for bits, since in ((2, 1), (2.5, 1), (3, 2), (3.5, 2), (4, 2)):
         stored = PVQConfig(bits, code="overlap").to_dict()

@@ -128,6 +128,25 @@ def test_groups_compute_once_and_change_nothing_else(plain):
     assert torch.allclose(gradient.grad, reference.grad, atol=1e-4)
 
 
+def test_loads_dissolve_a_group_only_where_they_bring_codes(plain):
+    model, x = pvq.prepare(block()), torch.randn(3, 64)
+    pvq.group_projections(model)
+    before = copy.deepcopy(model.state_dict())
+    bias = {key: torch.ones_like(t) for key, t in before.items() if key.endswith("bias")}
+    model.load_state_dict(bias, strict=False)
+    assert len(joined(model)) == 5
+    scale = 2 * before["0.k_proj.row_scale"]
+    model.load_state_dict({"0.k_proj.row_scale": scale}, strict=False)
+    assert joined(model) == {f"0.{n}_proj" for n in ("q", "v", "gate", "up")}
+    assert model[0].k_proj.layout == "fragments"
+    state = model.state_dict()
+    expected = {**before, **bias, "0.k_proj.row_scale": scale}
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+    with torch.no_grad():
+        for layer in (model[0].q_proj, model[0].k_proj, model[0].v_proj):
+            assert torch.allclose(layer(x), x @ layer.dequantize().T + 1, atol=1e-4)
+
+
 def test_groups_round_their_activations_once(plain, monkeypatch):
     model = pvq.prepare(block(), activations="pyramid4")
     alone, x = copy.deepcopy(model), torch.randn(3, 64)

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from pvq import PVQConfig, PVQEmbedding, PVQLinear, quantize_tensor
+from pvq.codes import empty_stored
+from pvq.codes.planes import Planes
 from pvq.embedding import PVQTiedHead
 
 SHAPES = [
@@ -102,6 +104,26 @@ def test_sizes_are_those_of_the_tensors():
 
 @pytest.mark.parametrize("layout", ["stored", "planes"])
 @pytest.mark.parametrize(
+    "config",
+    [PVQConfig(), PVQConfig(code="nf4"), PVQConfig(code="outliers")],
+    ids=lambda config: config.code.name,
+)
+def test_layers_of_every_other_row_are_cast_and_shared(config, layout):
+    codes = quantize_tensor(dense_layer(64, 48).weight, config).rows(slice(0, None, 2))
+    expected = {name: tensor.clone() for name, tensor in codes.stored.items()}
+    layer = PVQLinear.from_tensor(codes).half().prepare("auto" if layout == "planes" else layout)
+    layer.share_memory()
+    state = layer.state_dict()
+    assert state.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert state[name].dtype == tensor.dtype
+        assert torch.equal(state[name], tensor)
+    x = torch.randn(3, 64)
+    assert torch.allclose(layer(x), x @ layer.dequantize().T, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", ["stored", "planes"])
+@pytest.mark.parametrize(
     "cast",
     [lambda m: m.half(), lambda m: m.bfloat16(), lambda m: m.double(), lambda m: m.to("cpu")],
 )
@@ -139,6 +161,137 @@ def test_state_dict_loads_into_either_layout(layout):
     assert target.layout == layout
     x = torch.randn(3, 64)
     assert target(x).allclose(source(x), atol=1e-5)
+
+
+@pytest.fixture
+def used_memory(monkeypatch):
+    """Uninitialised codes are zeros, which decode to something: no chance leaves the old ones."""
+
+    def zeros(*arguments):
+        return {name: tensor.zero_() for name, tensor in empty_stored(*arguments).items()}
+
+    monkeypatch.setattr("pvq.coded.empty_stored", zeros)
+
+
+def prepared(layout: str) -> tuple[PVQLinear, torch.Tensor]:
+    """A layer and the weight that it stands for."""
+    layer = PVQLinear.from_linear(dense_layer(64, 48), PVQConfig()).prepare(layout)
+    assert layer.layout == layout
+    return layer, layer.dequantize()
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("layout", ["stored", "planes"])
+def test_a_load_without_codes_leaves_them(layout, assign, used_memory):
+    layer, weight = prepared(layout)
+    found = layer.load_state_dict({"bias": torch.ones(48)}, strict=False, assign=assign)
+    assert sorted(found.missing_keys) == ["gain", "index", "row_scale"]
+    assert not found.unexpected_keys
+    assert torch.equal(layer.dequantize(), weight)
+    assert layer.layout == layout
+    assert (layer.bias == 1).all()
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: .*index"):
+        layer.load_state_dict({"bias": torch.zeros(48)}, assign=assign)
+    assert torch.equal(layer.dequantize(), weight)
+    assert layer.layout == layout
+
+
+def test_loads_make_no_index_that_they_do_not_keep(monkeypatch):
+    layer, weight = prepared("planes")
+    state = layer.state_dict()
+    made = []
+    kept = Planes.to_stored
+    monkeypatch.setattr(Planes, "to_stored", lambda *a: made.append(1) or kept(*a))
+    layer.load_state_dict(state)
+    layer.load_state_dict({"bias": state["bias"]}, strict=False)
+    assert not made
+    layer.load_state_dict({"row_scale": state["row_scale"]}, strict=False)
+    assert made == [1]
+    assert torch.equal(layer.dequantize(), weight)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("layout", ["stored", "planes"])
+@pytest.mark.parametrize(
+    "name", ["index", "gain", "row_scale", "bias"], ids=lambda name: f"without_{name}"
+)
+def test_a_load_takes_the_codes_that_there_are(name, layout, assign, used_memory):
+    layer, _ = prepared(layout)
+    other = PVQLinear.from_linear(nn.Linear(64, 48), PVQConfig())
+    expected = layer.state_dict() | {k: v for k, v in other.state_dict().items() if k != name}
+    given = {key: tensor.clone() for key, tensor in other.state_dict().items() if key != name}
+    assert layer.load_state_dict(given, strict=False, assign=assign).missing_keys == [name]
+    state = layer.state_dict()
+    assert all(torch.equal(state[key], expected[key]) for key in expected)
+    assert layer.layout == layout
+
+
+@pytest.mark.parametrize("layout", ["stored", "planes"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t[:5],
+        lambda t: t.to("meta"),
+        lambda t: t.tolist(),
+        lambda t: t.to_sparse(),
+    ],
+    ids=["shape", "meta", "list", "sparse"],
+)
+def test_a_refused_index_leaves_the_old_one(change, layout, used_memory):
+    layer, weight = prepared(layout)
+    state = layer.state_dict()
+    state["index"] = change(state["index"])
+    with pytest.raises(RuntimeError, match="index"):
+        layer.load_state_dict(state)
+    assert torch.equal(layer.dequantize(), weight)
+    assert layer.layout == layout
+
+
+@pytest.mark.parametrize("layout", ["stored", "planes"])
+def test_codes_are_loaded_beside_a_parameter_that_is_refused(layout, used_memory):
+    layer, _ = prepared(layout)
+    other = PVQLinear.from_linear(nn.Linear(64, 48), PVQConfig())
+    with pytest.raises(RuntimeError, match="size mismatch for bias"):
+        layer.load_state_dict({**other.state_dict(), "bias": torch.ones(3)})
+    assert torch.equal(layer.dequantize(), other.dequantize())
+    assert torch.equal(layer.bias, dense_layer(64, 48).bias)
+    assert layer.layout == layout
+
+
+def test_integers_of_another_dtype_are_loaded(used_memory):
+    layer, _ = prepared("planes")
+    other = PVQLinear.from_linear(nn.Linear(64, 48), PVQConfig())
+    state = other.state_dict()
+    layer.load_state_dict({**state, "index": state["index"].long()})
+    assert same_state(layer, other)
+    assert layer.layout == "planes"
+
+
+def test_damaged_codes_are_an_error_of_the_load_and_stay_refused():
+    layer, _ = prepared("planes")
+    model = nn.Sequential(layer, nn.Linear(48, 2), prepared("planes")[0])
+    good = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    bad = {**good, "1.bias": torch.full((2,), 5.0), "2.bias": torch.full((48,), 5.0)}
+    bad["0.index"] = good["0.index"].clone().fill_(255)
+    with pytest.raises(RuntimeError, match=r"for Sequential:\s+0: .*names no point of the pyramid"):
+        model.load_state_dict(bad)
+    assert (model[1].bias == 5).all(), "what follows is loaded"
+    assert (model[2].bias == 5).all()
+    assert torch.equal(layer.state_dict()["index"], bad["0.index"])
+    with pytest.raises(RuntimeError, match="names no point of the pyramid"):
+        layer(torch.ones(1, 64))
+    model.load_state_dict(good)
+    assert torch.equal(layer.prepare("planes").dequantize(), model[2].dequantize())
+    assert layer.layout == "planes"
+
+
+def test_codes_without_values_are_assigned_as_they_are():
+    layer, _ = prepared("planes")
+    layer.load_state_dict(
+        {name: tensor.to("meta") for name, tensor in layer.state_dict().items()}, assign=True
+    )
+    assert layer.layout == "stored"
+    assert all(tensor.is_meta for tensor in layer.state_dict().values())
 
 
 def test_layers_survive_copy_and_pickle():

@@ -102,7 +102,7 @@ def multiply_values(form: RunTimeForm, values: Tensor, held: Stored, rows: int) 
 
 def decoded(point: Tensor, amplitude: Tensor) -> Tensor:
     """float32 [..., cols]: what points stand for."""
-    groups = point.view(*amplitude.shape, -1)
+    groups = point.view(*amplitude.shape, point.shape[-1] // max(1, amplitude.shape[-1]))
     return (groups * amplitude.float().unsqueeze(-1)).view(point.shape)
 
 

@@ -29,7 +29,7 @@ def without_casts(
 
     def keep_dtype(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) in buffers and tensor.is_floating_point():
-            return fn(tensor.view(torch.uint8)).view(tensor.dtype)
+            return fn(tensor.contiguous().view(torch.uint8)).view(tensor.dtype)
         return fn(tensor)
 
     return keep_dtype

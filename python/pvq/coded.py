@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from pvq.activations import (
     ActivationCode,
@@ -33,6 +32,7 @@ from pvq.codes import (
 )
 from pvq.codes.joined import JoinedForm
 from pvq.config import FORMAT_VERSION, PVQConfig, check_code_version
+from pvq.decoded_weight import DecodedWeight
 from pvq.sizes import megabytes
 from pvq.tensor import PVQTensor
 
@@ -41,7 +41,7 @@ LAYOUTS = ("auto", "stored", "index", "planes", "fragments")
 M = TypeVar("M", bound="CodedModule")
 
 
-class CodedModule(nn.Module):
+class CodedModule(DecodedWeight):
     """What :class:`pvq.PVQLinear` and :class:`pvq.PVQEmbedding` are: a matrix in a code.
 
     Buffers: the tensors of the code, such as ``index``, ``gain`` and ``row_scale`` (see
@@ -55,6 +55,7 @@ class CodedModule(nn.Module):
         cols: of the matrix.
         config: how it is stored.
         device: of the tensors, which are uninitialised.
+        dtype: that the model computes in; PyTorch's default if not given.
 
     Raises:
         ValueError: if ``config`` does not fit ``cols``.
@@ -63,9 +64,15 @@ class CodedModule(nn.Module):
     _version = FORMAT_VERSION  # of state dicts, which are refused if codes have changed since
 
     def __init__(
-        self, rows: int, cols: int, config: PVQConfig, device: torch.device | str | None
+        self,
+        rows: int,
+        cols: int,
+        config: PVQConfig,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
+        self.dtype = torch.get_default_dtype() if dtype is None else dtype
         self.config = config.for_cols(cols)
         self.activations = self.config.activations or ACTIVATIONS[0]
         self._points = activation_code(self.activations, cols)  # None: no such rounding
@@ -82,11 +89,7 @@ class CodedModule(nn.Module):
     @property
     def weight_codes(self) -> PVQTensor:
         """The stored form, made from the run-time form if that is what is in memory."""
-        held = self._held()
-        if self._form is not None:
-            held |= self._form.to_stored(held, self._shape)
-        stored = {name: held[name] for name in self.config.code.tensors}
-        return PVQTensor(stored, self._shape, self.config)
+        return PVQTensor(self._stored(), self._shape, self.config)
 
     @property
     def nbytes(self) -> int:
@@ -150,7 +153,8 @@ class CodedModule(nn.Module):
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The dense matrix [rows, cols]."""
-        return self.weight_codes.dequantize(dtype)
+        rotation = (self.config.hadamard_block, self.config.seed)
+        return self.config.code.dequantize(self._stored(), self._shape[1], dtype, *rotation)
 
     def product(self, x: torch.Tensor) -> torch.Tensor:
         """The product of ``x`` [..., cols] with every row, in its dtype: [..., rows].
@@ -214,6 +218,13 @@ class CodedModule(nn.Module):
         """The tensors that are in memory, by name."""
         return {name: buffer for name, buffer in self._buffers.items() if buffer is not None}
 
+    def _stored(self) -> Stored:
+        """The tensors of the stored form, made again where a run-time form replaces them."""
+        held = self._held()
+        if self._form is not None:
+            held |= self._form.to_stored(held, self._shape)
+        return {name: held[name] for name in self.config.code.tensors}
+
     def _take(self, form: RunTimeForm | None) -> None:
         """Brings the tensors into a form, ``None`` for the stored one."""
         present = self._form
@@ -248,6 +259,7 @@ class CodedModule(nn.Module):
             self._form = self._form.form  # its tensor has memory of its own now
         if moves and "meta" not in (here.type, there.type):  # meta has no values
             self._take(self._form_for(self._layout_after_move(prepared, there)))
+        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self._device)).dtype
         return self
 
     def _layout_after_move(self, prepared: bool, there: torch.device) -> str:
@@ -269,16 +281,59 @@ class CodedModule(nn.Module):
         state_dict: dict[str, Any],
         prefix: str,
         local_metadata: dict[str, Any],
-        *args: Any,
-        **kwargs: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
+        """Loads the stored form into whichever is in memory.
+
+        What a state dict leaves out, or has in another shape, stays as it is, as it does in other
+        modules. Codes that turn out damaged are an error of the load and remain stored.
+        """
         version = local_metadata.get("version")  # none where the dict is not a module's own
         if version is not None:
             check_code_version(self.config.code, version)
-        form = self._form
-        if form is not None:
+        form, here = self._form, self._device
+        given = {
+            name: state_dict[f"{prefix}{name}"]
+            for name in self.config.code.tensors
+            if f"{prefix}{name}" in state_dict
+        }
+        if form is not None and given:
+            self._make_way(form, given)
+        elif form is not None and strict:  # what is not in memory is not missed by super()
+            missing_keys += [f"{prefix}{name}" for name in form.replaces]
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if form is not None and self._form is None:
+            there = self._device  # another where tensors were assigned
+            same = there.type == here.type
+            layout = form.layout if same else self._layout_after_move(True, there)
+            try:
+                self._take(self._form_for(layout))
+            except RuntimeError as error:
+                error_msgs.append(f"{prefix.removesuffix('.')}: {error}")
+
+    def _make_way(self, form: RunTimeForm, given: dict[str, Any]) -> None:
+        """Back to the stored form, before tensors of a state dict are copied into it.
+
+        What is certain to be overwritten is not made from the run-time form first.
+        """
+        layout = self.config.code.layout(*self._shape)
+        if all(_fills(given.get(name), layout[name][0]) for name in form.replaces):
             empty = empty_stored(self.config.code, *self._shape, self._device)
             self._hold_stored(form, {name: empty[name] for name in form.replaces})
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
-        if form is not None:
-            self._take(self._form_for(form.layout))
+        else:
+            self._take(None)
+
+
+def _fills(given: object, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of that shape is all overwritten when ``given`` is copied into it."""
+    return (
+        isinstance(given, torch.Tensor)
+        and given.shape == shape
+        and given.layout == torch.strided
+        and not given.is_meta
+    )

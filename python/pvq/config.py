@@ -214,8 +214,13 @@ class PVQConfig:
         """Inverse of :meth:`to_dict`; without a ``code``, as the first checkpoints are, pyramid.
 
         Raises:
-            ValueError: if a newer pvq wrote it, or a field is unknown or out of range.
+            ValueError: if a newer pvq wrote it, or a field is unknown, out of range or of another
+                type.
         """
+        if not isinstance(stored, Mapping):
+            raise ValueError(
+                f"the quantization config is {stored!r}, expected an object with the fields of one"
+            )
         values = dict(stored)
         version = values.pop("format_version", FORMAT_VERSION)
         check_format_version(version)
@@ -233,9 +238,25 @@ class PVQConfig:
                 f"the quantization config has fields this pvq does not know: {', '.join(unknown)}; "
                 f"{newer}"
             )
-        config = cls(**values)
+        try:
+            config = cls(**values)
+        except TypeError as error:  # right for an argument; in a file it is a value like others
+            raise ValueError(f"the quantization config is unreadable ({error}); {newer}") from error
         check_code_version(config.code, version)
         return config
+
+
+def check_config(config: object) -> None:
+    """Refuses what is no configuration.
+
+    Raises:
+        TypeError: saying how one of that rate is made, if a number was given.
+    """
+    if isinstance(config, PVQConfig):
+        return
+    if isinstance(config, int | float) and not isinstance(config, bool):
+        raise TypeError(f"config is {config!r}, expected a PVQConfig: PVQConfig({config!r})")
+    raise TypeError(f"config is a {type(config).__name__}, expected a PVQConfig")
 
 
 def check_code_version(code: Code, version: int) -> None:

@@ -1,7 +1,6 @@
 """PVQEmbedding and PVQTiedHead: the token table in a code, and a head that reads it."""
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -10,6 +9,7 @@ from pvq.buffers import register_codes
 from pvq.coded import CodedModule
 from pvq.codes import GivesRows, RunTimeForm
 from pvq.config import PVQConfig
+from pvq.decoded_weight import DecodedWeight
 from pvq.tensor import PVQTensor, quantize_tensor
 
 
@@ -40,10 +40,9 @@ class PVQEmbedding(CodedModule):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_embeddings, embedding_dim, config, device)
+        super().__init__(num_embeddings, embedding_dim, config, device, dtype)
         self.num_embeddings = num_embeddings
         self.embedding_dim = embedding_dim
-        self.dtype = dtype if dtype is not None else torch.get_default_dtype()
         self.has_head = False  # set by PVQTiedHead
 
     @classmethod
@@ -82,13 +81,8 @@ class PVQEmbedding(CodedModule):
         form = self.config.code.run_time(self._device) if self.has_head else None
         return super()._form_for(layout) if isinstance(form, GivesRows) else None
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        super()._apply(fn, recurse)
-        self.dtype = fn(torch.empty(0, dtype=self.dtype, device=self._device)).dtype
-        return self
 
-
-class PVQTiedHead(nn.Module):
+class PVQTiedHead(DecodedWeight):
     """The output head of a model with tied embeddings: multiplies from the codes of the table.
 
     It has no tensors of its own, so a checkpoint holds the codes once, under the table's name.
@@ -103,16 +97,17 @@ class PVQTiedHead(nn.Module):
         self._table = (table,)  # in a tuple: registered as a submodule it would be saved twice
         table.has_head = True
         self.bias = bias
+        self.in_features = table.embedding_dim
+        self.out_features = table.num_embeddings
 
     @property
-    def in_features(self) -> int:
-        """Columns of the table."""
-        return self._table[0].embedding_dim
+    def dtype(self) -> torch.dtype:  # type: ignore[override]
+        """That of the table."""
+        return self._table[0].dtype
 
-    @property
-    def out_features(self) -> int:
-        """Rows of the table."""
-        return self._table[0].num_embeddings
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The dense table [out_features, in_features]."""
+        return self._table[0].dequantize(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The product of ``x`` [..., in_features] with every row: [..., out_features]."""

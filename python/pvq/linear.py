@@ -21,7 +21,7 @@ class PVQLinear(CodedModule):
         bias: whether there is one.
         config: how the weight is stored.
         device: of the tensors, which are uninitialised: see :meth:`from_linear`.
-        dtype: of the bias.
+        dtype: of the bias, and of :attr:`weight`.
 
     Raises:
         ValueError: if ``config`` does not fit ``in_features``.
@@ -37,7 +37,7 @@ class PVQLinear(CodedModule):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(out_features, in_features, config, device)
+        super().__init__(out_features, in_features, config, device, dtype)
         self.in_features = in_features
         self.out_features = out_features
         self.bias: nn.Parameter | None = None
@@ -52,13 +52,22 @@ class PVQLinear(CodedModule):
             TypeError: see :func:`pvq.quantize_tensor`.
             ValueError: see :func:`pvq.quantize_tensor`.
         """
-        return cls.from_tensor(quantize_tensor(linear.weight, config), linear.bias)
+        codes = quantize_tensor(linear.weight, config)
+        return cls.from_tensor(codes, linear.bias, linear.weight.dtype)
 
     @classmethod
-    def from_tensor(cls, weight: PVQTensor, bias: nn.Parameter | None = None) -> "PVQLinear":
-        """A layer around codes that exist; nothing is copied."""
+    def from_tensor(
+        cls,
+        weight: PVQTensor,
+        bias: nn.Parameter | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "PVQLinear":
+        """A layer around codes that exist; nothing is copied.
+
+        ``dtype`` is that of :attr:`weight` without a bias; PyTorch's default if not given.
+        """
         rows, cols = weight.shape
-        layer = cls(cols, rows, False, weight.config, device="meta")
+        layer = cls(cols, rows, False, weight.config, device="meta", dtype=dtype)
         register_codes(layer, weight.stored)
         layer.bias = bias
         return layer

@@ -74,7 +74,7 @@ class OutlierCode:
             ValueError: naming the argument, its value, what is possible and the way out.
             TypeError: if an argument has the wrong type.
         """
-        from pvq.codes.registry import make_code  # which knows this code too
+        from pvq.codes.registry import CODES, make_code  # which knows this code too
 
         if isinstance(inner, str):
             return cls(make_code(_not_nested(inner), bits, {}), fraction)
@@ -83,6 +83,11 @@ class OutlierCode:
             name = _not_nested(choices.pop("code", "pyramid"))
             rate = choices.pop("bits", None) if bits is None else bits
             return cls(make_code(name, rate, choices), fraction)
+        if not isinstance(inner, tuple(CODES.values())):
+            raise TypeError(
+                f"inner is {inner!r}, expected a code, its name, or a mapping of 'code' and its "
+                "choices"
+            )
         return cls(inner, fraction)
 
     @classmethod
