@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from conftest import DATA, TINY
@@ -242,6 +244,9 @@ def test_help_teaches(command, capsys):
         ),
         (["quantize", "a", "b", "--code", "table", "--pulses", "9"], "unknown choice 'pulses'"),
         (["quantize", "a", "b", "--override", "*:code=table"], "bits=3.25 is out of reach"),
+        (["quantize", "a", "b", "--shard-size", "abc"], "'abc' is no size such as 500MB"),
+        (["quantize", "a", "b", "--shard-size", "0"], "'0' is no size"),
+        (["quantize", "a", "b", "--shard-size", "0.0GB"], "'0.0GB' is no size"),
         (["eval", "a"], "required: --text"),
     ],
 )
@@ -279,6 +284,28 @@ def test_failures_are_one_line(tmp_path, text_file, capsys):
     assert list(tmp_path.glob(".*")) == [], "no temporary folder was left"
 
 
+def test_results_that_cannot_be_written_cost_no_work(tmp_path, text_file, capsys, monkeypatch):
+    work = Mock(side_effect=AssertionError("the work has begun"))
+    monkeypatch.setattr("pvq.cli.sensitivity.AutoModelForCausalLM.from_pretrained", work)
+    monkeypatch.setattr("pvq.cli.compare.compare", work)
+    commands = {"OUT": ["sensitivity", TINY]}
+    if find_spec("matplotlib"):
+        arguments = ["compare", TINY, "--text", text_file, "--work", tmp_path / "work", "--plot"]
+        commands["--plot"] = arguments
+    (tmp_path / "a").mkdir()
+    for what, command in commands.items():
+        assert f"cannot write {what} {tmp_path}/a: it is a folder" in error_of(
+            capsys, *command, tmp_path / "a"
+        )
+        assert f"cannot write {what} {tmp_path}/b/c.png: there is no folder {tmp_path}/b" in (
+            error_of(capsys, *command, tmp_path / "b/c.png")
+        )
+        monkeypatch.setattr(os, "access", lambda *_: False)  # root may write anywhere
+        assert "c.png: permission denied" in error_of(capsys, *command, tmp_path / "c.png")
+        monkeypatch.undo()
+        work.assert_not_called()
+
+
 def test_debug_shows_where_an_error_came_from(tmp_path, capsys, monkeypatch):
     missing = str(tmp_path / "missing")
     assert "is no model folder" in error_of(capsys, "info", missing)
@@ -299,3 +326,13 @@ def test_a_non_empty_output_is_kept_unless_told(tmp_path, capsys):
     assert not (out / "notes.txt").exists()
     assert (out / "model.safetensors").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_the_current_directory_may_be_the_output(tmp_path, capsys, monkeypatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    assert main(["quantize", str(TINY), ".", "--quality", "0"]) == 0
+    assert "written         ., 6.09 MB" in capsys.readouterr().out
+    assert "28 layers" in pvq("info", tmp_path / "out").stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert not list(Path().glob(".*"))

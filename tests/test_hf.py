@@ -13,8 +13,13 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    LlamaForSequenceClassification,
     MixtralConfig,
     MixtralForCausalLM,
+    OlmoConfig,
+    OlmoForCausalLM,
 )
 from transformers.quantizers import auto
 
@@ -246,9 +251,78 @@ def test_headless_model_loads(small_llama, tmp_path):
     assert same_state(loaded, model.model)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_with_another_head_loads(small_llama, tmp_path, tied):
+    model = quantized(small_llama(tie_word_embeddings=tied), embeddings=True, head=True)
+    model.save_pretrained(tmp_path / "a")
+    classifier = LlamaForSequenceClassification.from_pretrained(tmp_path / "a", pad_token_id=0)
+    assert same_state(classifier.model, model.model)
+    classifier.save_pretrained(tmp_path / "b")
+    again = LlamaForSequenceClassification.from_pretrained(tmp_path / "b")
+    assert torch.equal(logits(again), logits(classifier))
+    AutoModel.from_pretrained(tmp_path / "b").save_pretrained(tmp_path / "c")
+    head = AutoModelForCausalLM.from_pretrained(tmp_path / "c").lm_head
+    assert isinstance(head, PVQTiedHead if tied else nn.Linear)
+
+
+def test_another_class_has_the_layers_that_the_config_names(small_llama, tmp_path):
+    quantized(small_llama(), head=True).save_pretrained(tmp_path)
+    for name in ("model.layers.0.mlp.upp", "layers.0.mlp.upp"):
+        edit_config(tmp_path, lambda q, name=name: q["layers"].update({name: {}}))
+        for kind in (AutoModel, LlamaForSequenceClassification, AutoModelForCausalLM):
+            with pytest.raises(ValueError, match=f"names {name}, which Llama"):
+                kind.from_pretrained(tmp_path)
+        edit_config(tmp_path, lambda q, name=name: q["layers"].pop(name))
+    edit_config(tmp_path, lambda q: q["layers"].update(lm_hed={}))
+    with pytest.raises(ValueError, match="names lm_hed, which LlamaForCausalLM"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_bias_of_a_quantized_head_stays_tied(tmp_path, tied):
+    config = BertConfig(
+        vocab_size=80, hidden_size=64, intermediate_size=96, num_hidden_layers=1,
+        num_attention_heads=4, tie_word_embeddings=tied,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = BertForMaskedLM(config).eval()
+    nn.init.normal_(model.cls.predictions.decoder.bias)
+    quantized(model, embeddings=True, head=True)
+    model.save_pretrained(tmp_path)
+    loaded = BertForMaskedLM.from_pretrained(tmp_path)
+    head = loaded.cls.predictions
+    assert isinstance(head.decoder, PVQTiedHead if tied else PVQLinear)
+    assert (head.bias is head.decoder.bias) == tied
+    assert torch.allclose(logits(model), logits(loaded), atol=1e-5)
+
+
+def test_a_model_without_a_parameter_left(tmp_path):
+    config = OlmoConfig(
+        vocab_size=80, hidden_size=64, intermediate_size=96, num_hidden_layers=1,
+        num_attention_heads=4, pad_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = OlmoForCausalLM(config).bfloat16().eval()
+    quantized(model, embeddings=True, head=True)
+    model.save_pretrained(tmp_path / "a")
+    assert len(load_file(tmp_path / "a/model.safetensors")) == 3 * 9, "codes and nothing else"
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    assert same_state(model, loaded)
+    loaded.load_state_dict(model.state_dict())
+    for module in (model, loaded, loaded.model, copy.deepcopy(loaded)):
+        assert (module.dtype, module.device.type) == (torch.bfloat16, "cpu")
+    assert loaded.generate(IDS, max_new_tokens=3, do_sample=False).shape == (1, IDS.shape[1] + 3)
+    assert pvq.load(tmp_path / "a", dtype=torch.float32, device="cpu").dtype == torch.float32
+    loaded.save_pretrained(tmp_path / "b")
+    assert same_state(model, AutoModelForCausalLM.from_pretrained(tmp_path / "b"))
+    dense = loaded.dequantize()
+    assert {name.rpartition(".")[2] for name, _ in dense.named_parameters()} == {"weight"}
+
+
 def test_dequantize_gives_a_dense_model(small_llama, tmp_path):
     model = quantized(small_llama(tie_word_embeddings=True), embeddings=True, head=True)
     expected = logits(model)
+    model.save_pretrained(tmp_path)  # after which the dtype of its config is a name
     dense = copy.deepcopy(model).dequantize()
     assert not [m for m in dense.modules() if isinstance(m, PVQLinear | PVQEmbedding | PVQTiedHead)]
     assert dense.lm_head.weight is dense.model.embed_tokens.weight
@@ -262,6 +336,21 @@ def test_load_chooses_device_and_layout(quantized_tiny):
         model = pvq.load(quantized_tiny, device="cpu", layout=layout)
         assert model.model.layers[0].mlp.up_proj.layout == layout
     assert pvq.prepare(model, "index").model.layers[0].mlp.up_proj.layout == "stored"
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_load_takes_the_arguments_of_from_pretrained(quantized_tiny, device):
+    model, info = pvq.load(
+        quantized_tiny.parent,
+        subfolder=quantized_tiny.name,
+        output_loading_info=True,
+        layout="planes",
+        device=device,
+    )
+    assert model.model.layers[0].mlp.up_proj.layout == "planes"
+    assert info["missing_keys"] == set()
+    with pytest.raises(FileNotFoundError, match="missing is no model folder"):
+        pvq.load(quantized_tiny.parent, subfolder="missing")
 
 
 @pytest.mark.parametrize("device_map", ["cpu", "auto"])
@@ -397,6 +486,8 @@ def test_tensors_that_do_not_match_the_config(checkpoint, change, text):
         ),
         (lambda q: q.pop("layers"), "'layers' in the quantization_config .* is None"),
         (lambda q: q.update(layers=[]), r"'layers' in .* is \[\], expected an object"),
+        (lambda q: q["layers"].update({NAME: 5}), f"'layers' of '{NAME}' in .* is 5, expected an"),
+        (lambda q: q.update(tied={"lm_head": 5}), "'tied' of 'lm_head' in .* is 5, expected a na"),
         (lambda q: q["default"].update(pulses=0), "pulses is 0, expected 1 to 4096"),
         (lambda q: q["default"].update(twist=1), "does not know: twist"),
     ],
@@ -447,6 +538,20 @@ def test_a_header_that_is_no_json(checkpoint):
     file.write_bytes(data)
     with pytest.raises(ValueError, match="damaged or truncated"):
         pvq.load(checkpoint)
+
+
+def test_load_says_that_there_is_no_checkpoint(tmp_path, monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("the hub cannot be reached")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", unreachable)
+    for name in (str(tmp_path / "missing"), "./missing", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match="no model folder, and no hub name"):
+            pvq.load(name)
+    with pytest.raises(
+        FileNotFoundError, match=r"^owner/missing is no folder here, nor on the hub"
+    ):
+        pvq.load("owner/missing")
 
 
 def test_load_says_what_a_folder_is_not(tmp_path, checkpoint):

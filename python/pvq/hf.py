@@ -5,8 +5,9 @@ it determines the shape of every tensor and no pattern is evaluated again when t
 """
 
 import contextvars
+import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -77,12 +78,12 @@ class PVQQuantizationConfig(QuantizationConfigMixin):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         check_format_version(format_version)
-        for name, value in (("default", default), ("layers", layers), ("tied", tied or {})):
-            if not isinstance(value, Mapping):
-                raise ValueError(
-                    f"{name!r} in the quantization_config of this checkpoint is {value!r}, "
-                    "expected an object: config.json is damaged"
-                )
+        for key, value in (("default", default), ("layers", layers), ("tied", tied or {})):
+            _check_type(repr(key), value, Mapping, "an object")
+        for name, changes in (layers or {}).items():
+            _check_type(f"'layers' of {name!r}", changes, Mapping, "an object")
+        for name, table in (tied or {}).items():
+            _check_type(f"'tied' of {name!r}", table, str, "a name")
         self.quant_method = METHOD
         self.format_version = format_version
         self.pvq_version = pvq_version or _core.build_info()["version"]
@@ -127,10 +128,13 @@ class PVQQuantizer(HfQuantizer):  # type: ignore[misc]
             old = _named_module(model, name)
             if old is not None:
                 replace_module(model, old, _skeleton(name, old, config))
+            else:  # nor will it be there when this model is saved
+                del self.quantization_config.layers[name]
         for head_name, table_name in self.quantization_config.tied.items():
-            head, table = _named_module(model, head_name), _named_module(model, table_name)
+            head, table = _found_module(model, head_name), _named_module(model, table_name)
             if head is not None and isinstance(table, PVQEmbedding):
                 _tie(model, head_name, head, table)
+        _leave_codes_alone(model)
         if checkpoint_files and all(file.endswith(".safetensors") for file in checkpoint_files):
             entries = read_headers(checkpoint_files)
             check_tensors(model, entries)
@@ -140,6 +144,7 @@ class PVQQuantizer(HfQuantizer):  # type: ignore[misc]
     def _process_model_after_weight_loading(
         self, model: PreTrainedModel, **kwargs: Any
     ) -> PreTrainedModel:
+        _give_parameter(model)
         run_time_when_loaded.get().apply(model)
         return model
 
@@ -165,12 +170,14 @@ class PVQQuantizer(HfQuantizer):  # type: ignore[misc]
         return True
 
     def _dequantize(
-        self, model: PreTrainedModel, dtype: torch.dtype | None = None
+        self, model: PreTrainedModel, dtype: torch.dtype | str | None = None
     ) -> PreTrainedModel:
-        dtype = dtype or model.dtype
+        if isinstance(dtype, str):  # that of the config, after save_pretrained
+            dtype = cast(torch.dtype, getattr(torch, dtype))
+        chosen = dtype or model.dtype
         heads = [module for module in model.modules() if isinstance(module, PVQTiedHead)]
         for _, module in list(quantized_modules(model)):
-            replace_module(model, module, _dense(module, dtype))
+            replace_module(model, module, _dense(module, chosen))
         for head in heads:
             replace_module(model, head, _linear(model.get_input_embeddings().weight, head.bias))
             model.__dict__.pop("_tied_weights_keys", None)
@@ -194,10 +201,19 @@ def mark_quantized(
     config = PVQQuantizationConfig.of_layers(default, layers, dict([tied]) if tied else {})
     if tied:
         _forget_tie(model, tied[0])
+    _give_parameter(model)
     model.config.quantization_config = config
     model.hf_quantizer = PVQQuantizer(config, pre_quantized=True)
     model.quantization_method = METHOD
     model.is_quantized = True
+
+
+def _check_type(what: str, value: object, kind: type, expected: str) -> None:
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"{what} in the quantization_config of this checkpoint is {value!r}, expected "
+            f"{expected}: config.json is damaged"
+        )
 
 
 def _fields(config: PVQConfig) -> dict[str, Any]:
@@ -214,18 +230,32 @@ def _changes(base: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _named_module(model: PreTrainedModel, name: str) -> nn.Module | None:
-    """A module by its name in the checkpoint; ``None`` for a head that a headless model lacks."""
-    modules: dict[str, nn.Module] = dict(model.named_modules())
-    prefix = f"{model.base_model_prefix}."
-    for candidate in (name, name.removeprefix(prefix), prefix + name):
-        if candidate in modules:
-            return modules[candidate]
-    if model.base_model is model and not name.startswith(prefix):
+    """A module by its name in the checkpoint; ``None`` for a head that this model lacks.
+
+    A model without a head lacks it, and one of another class has a head of its own.
+    """
+    module = _found_module(model, name)
+    if module is not None:
+        return module
+    first = name.partition(".")[0]
+    inside = first == model.base_model_prefix or hasattr(model.base_model, first)
+    other_class = type(model).__name__ not in (model.config.architectures or [])
+    if not inside and (model.base_model is model or other_class):
         return None
     raise ValueError(
         f"the quantization_config names {name}, which {type(model).__name__} does not have: "
         "config.json does not belong to these weights or this class"
     )
+
+
+def _found_module(model: PreTrainedModel, name: str) -> nn.Module | None:
+    """A module by its name in the checkpoint, with or without the prefix of the base model."""
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    prefix = f"{model.base_model_prefix}."
+    for candidate in (name, name.removeprefix(prefix), prefix + name):
+        if candidate in modules:
+            return modules[candidate]
+    return None
 
 
 def _skeleton(name: str, old: nn.Module, config: PVQConfig) -> nn.Module:
@@ -271,5 +301,46 @@ def _forget_tie(model: PreTrainedModel, head_name: str) -> None:
     """Stops transformers from looking for the weight of a head that has no tensors."""
     for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
         tied = getattr(model, attribute, None) or {}
-        kept = {k: v for k, v in tied.items() if not k.startswith(f"{head_name}.")}
+        kept = {k: v for k, v in tied.items() if k != f"{head_name}.weight"}  # biases stay tied
         setattr(model, attribute, kept)
+
+
+def _leave_codes_alone(model: PreTrainedModel) -> None:
+    """Keeps transformers from making float32 of row scales in modules that a model wants so.
+
+    It finds these by patterns, such as T5's ``wo``, which become the names of what has no codes.
+    """
+    codes = tuple(f"{name}." for name, _ in quantized_modules(model))
+    for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
+        patterns = getattr(model, attribute, None)
+        if patterns:
+            found = re.compile("|".join(re.escape(p).replace(r"\*", ".*") for p in patterns))
+            names = {name for name in model.state_dict() if found.search(name)}
+            setattr(model, attribute, {name for name in names if not name.startswith(codes)})
+
+
+class _Placeholder(nn.Module):
+    """An empty parameter that no checkpoint holds."""
+
+    def __init__(self, like: torch.Tensor) -> None:
+        super().__init__()
+        self.empty = nn.Parameter(like, requires_grad=False)
+
+    def _save_to_state_dict(self, *_: Any) -> None:
+        """Saves nothing."""
+
+    def _load_from_state_dict(self, *_: Any) -> None:
+        """Misses nothing."""
+
+
+def _give_parameter(model: PreTrainedModel) -> None:
+    """Makes ``model.dtype`` and ``model.device`` work where no parameter is left.
+
+    They are those of the first parameter, and transformers asks for them to save and to generate;
+    OLMo has norms without weights, so that with embeddings and head quantized it has none.
+    """
+    tables = [m for _, m in quantized_modules(model) if isinstance(m, PVQEmbedding)]
+    if tables and not any(p.is_floating_point() for p in model.parameters()):
+        device = next(tables[0].buffers()).device
+        like = torch.empty(0, dtype=tables[0].dtype, device=device)
+        tables[0].add_module("placeholder", _Placeholder(like))

@@ -35,7 +35,8 @@ def load(
         **kwargs: of ``AutoModelForCausalLM.from_pretrained``.
 
     Returns:
-        The model, in evaluation mode.
+        The model, in evaluation mode; with ``output_loading_info=True`` a tuple of it and the dict
+        that ``from_pretrained`` gives then.
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
@@ -44,21 +45,43 @@ def load(
     """
     folder = Path(path)
     if folder.is_dir():
+        folder /= kwargs.get("subfolder") or ""
+    check_exists(str(folder))
+    if folder.is_dir():
         _check_method(folder)
     run_time = hf.RunTime(layout, activations, group)
     stored = hf.RunTime("stored", group=False)
     token = hf.run_time_when_loaded.set(run_time if device is None else stored)
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(path, **kwargs)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, **kwargs)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or truncated ({error}): copy it again") from error
+    except OSError as error:
+        if folder.is_dir():
+            raise
+        raise FileNotFoundError(f"{path} is no folder here, nor on the hub: {error}") from error
     finally:
         hf.run_time_when_loaded.reset(token)
+    model: PreTrainedModel = loaded[0] if isinstance(loaded, tuple) else loaded
     if getattr(model, "quantization_method", None) != hf.METHOD:
         raise ValueError(f"{path} is not a pvq checkpoint: use AutoModelForCausalLM")
     if device is not None:
         run_time.apply(model.to(device))
-    return model
+    return loaded
+
+
+def check_exists(name: str) -> None:
+    """Says so if ``name`` is meant to be a folder and there is none.
+
+    Raises:
+        FileNotFoundError: if it looks like a path and is not a model folder.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"{name} has no config.json: it is no model folder")
+    elif path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"{name} is no model folder, and no hub name such as owner/model")
 
 
 def _check_method(folder: Path) -> None:

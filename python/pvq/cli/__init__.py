@@ -23,8 +23,8 @@ start here:
   pvq generate OUT --prompt "Once upon a time"
   pvq info OUT                                 rates and sizes;  pvq info: this installation
 
-PVQ_DEBUG=1 shows the traceback of an error, PVQ_CPU=portable|avx2|avx512|amx limits the
-instruction set.
+PVQ_DEBUG=1 shows the traceback of an error, PVQ_CPU=portable|avx2|avx512|avx512vbmi|amx limits
+the instruction set.
 """
 
 

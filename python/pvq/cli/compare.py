@@ -11,12 +11,13 @@ from transformers import AutoConfig
 from pvq.calibration import calibration_tokens
 from pvq.calibration.texts import DEFAULT_SAMPLES
 from pvq.cli.choices import parsed_named
-from pvq.cli.models import add_device, check_exists, chosen_device, load_tokenizer, read_text
+from pvq.cli.models import add_device, check_writable, chosen_device, load_tokenizer, read_text
 from pvq.codes.registry import CODES
 from pvq.compare import Comparison, cells_of, compare
 from pvq.compare.cells import Named
 from pvq.compare.plot import import_pyplot, plot
 from pvq.evaluate import checked_window, tokenize
+from pvq.load import check_exists
 from pvq.rounding.registry import ROUNDINGS
 
 NAME = "compare"
@@ -77,6 +78,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.plot is not None:
         import_pyplot()  # says so before hours of work if it is missing
     check_exists(args.model)
+    args.work.mkdir(parents=True, exist_ok=True)  # the plot may lie in it
+    if args.plot is not None:
+        check_writable(args.plot, "--plot")
     folder = Path(args.model)
     if not folder.is_dir():
         folder = Path(snapshot_download(args.model))

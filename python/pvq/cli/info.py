@@ -10,9 +10,9 @@ import torch
 import transformers
 
 from pvq import _core
-from pvq.cli.models import add_device, add_run_time, check_exists, chosen_device
+from pvq.cli.models import add_device, add_run_time, chosen_device
 from pvq.linear import PVQLinear
-from pvq.load import load
+from pvq.load import check_exists, load
 from pvq.modules import dense_nbytes, quantized_modules
 from pvq.sizes import megabytes
 

@@ -1,6 +1,7 @@
-"""What the commands share: which model, where, its tokenizer, and texts."""
+"""What the commands share: which model, where, its tokenizer, texts, and files to write."""
 
 import argparse
+import os
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from transformers import (
 from pvq import _core, hf
 from pvq.activations import check_activations
 from pvq.coded import LAYOUTS
-from pvq.load import load
+from pvq.load import check_exists, load
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
@@ -81,8 +82,8 @@ def load_any(name: str, args: argparse.Namespace) -> PreTrainedModel:
     """
     check_exists(name)
     where = chosen_device(args.device)
-    quantization = getattr(AutoConfig.from_pretrained(name), "quantization_config", None) or {}
-    if quantization.get("quant_method") == hf.METHOD:
+    quantization = getattr(AutoConfig.from_pretrained(name), "quantization_config", None)
+    if isinstance(quantization, dict) and quantization.get("quant_method") == hf.METHOD:
         return load(name, device=where, layout=args.layout, activations=args.activations)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name).to(where)
     return model
@@ -109,18 +110,21 @@ def read_text(file: Path, option: str) -> str:
         raise ValueError(f"{option} {file} is not UTF-8 text ({error.reason})") from error
 
 
-def check_exists(name: str) -> None:
-    """Says so if ``name`` is meant to be a folder and there is none.
+def check_writable(file: Path, what: str) -> None:
+    """Says so before the work if its result could not be written.
 
     Raises:
-        FileNotFoundError: if it looks like a path and is not a model folder.
+        OSError: naming ``what``.
     """
-    path = Path(name)
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise FileNotFoundError(f"{name} has no config.json: it is no model folder")
-    elif path.exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{name} is no model folder, and no hub name such as owner/model")
+    reason = None
+    if file.is_dir():
+        reason = "it is a folder"
+    elif not file.parent.is_dir():
+        reason = f"there is no folder {file.parent}"
+    elif not os.access(file if file.exists() else file.parent, os.W_OK):
+        reason = "permission denied"
+    if reason is not None:
+        raise OSError(f"cannot write {what} {file}: {reason}")
 
 
 def _has_kernels() -> bool:

@@ -1,6 +1,7 @@
 """Quantize a dense checkpoint: every linear layer of the decoder, with or without a text."""
 
 import argparse
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +11,13 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pvq.calibration import DEFAULT_SAMPLES, MAX_LENGTH, calibration_tokens
-from pvq.checkpoint import new_folder, write_model
+from pvq.checkpoint import new_folder, work_folder, write_model
 from pvq.cli.choices import parsed_choices, parsed_named
-from pvq.cli.models import activations_name, add_device, check_exists, chosen_device, load_tokenizer
+from pvq.cli.models import activations_name, add_device, chosen_device, load_tokenizer
 from pvq.codes.pyramid import GAIN_LAWS, PyramidCode
 from pvq.codes.registry import CODES
 from pvq.config import DEFAULT_CODE, ROTATIONS, PVQConfig
+from pvq.load import check_exists
 from pvq.quantize import quantize_model
 from pvq.rates import Sensitivity, allocate
 from pvq.report import Report
@@ -154,7 +156,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head", action="store_true", help="also the output head")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is not empty")
     parser.add_argument(
-        "--shard-size", default="5GB", metavar="SIZE", help="largest weight file (default 5GB)"
+        "--shard-size",
+        type=_shard_size,
+        default="5GB",
+        metavar="SIZE",
+        help="largest weight file, such as 500MB (default 5GB)",
     )
     parser.add_argument("--layers", action="store_true", help="print a line for each layer")
     add_device(parser)
@@ -190,11 +196,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.parser.error("--budget and --sensitivity FILE go together: see pvq sensitivity")
     sensitivity = None if args.sensitivity is None else Sensitivity.load(args.sensitivity)
     check_exists(args.model)
-    with new_folder(args.out, overwrite=args.overwrite) as folder:
+    out = args.out.resolve()  # once, whatever a symlink comes to point to in the meantime
+    work_at = work_folder(out)
+    with new_folder(out, overwrite=args.overwrite) as folder:
         device = chosen_device(args.device)
         model = AutoModelForCausalLM.from_pretrained(args.model)
         if calibrated:  # layer by layer, so the device need not hold the model
-            tokens, work = _calibration(args, model), _work(args.out)
+            tokens, work = _calibration(args, model), work_at
         else:
             model, tokens, work = model.to(device), None, None
         what = {"skip": args.skip, "embeddings": args.embeddings, "head": args.head}
@@ -215,7 +223,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             **what,
         )
         write_model(folder, model, report, source=args.model, max_shard_size=args.shard_size)
-    shutil.rmtree(_work(args.out), ignore_errors=True)
+    shutil.rmtree(work_at, ignore_errors=True)
     args.report, args.allocation = report, allocation
     result = {"out": str(args.out), **report.to_dict()}
     if allocation is not None and sensitivity is not None:
@@ -227,7 +235,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def show(result: dict[str, Any], args: argparse.Namespace) -> str:
     """The report as text."""
     report: Report = args.report
-    on_disk = sum(path.stat().st_size for path in args.out.iterdir())
+    on_disk = sum(path.stat().st_size for path in args.out.rglob("*") if path.is_file())
     table = f"{report.table()}\n\n" if args.layers else ""
     budget = ""
     if args.allocation is not None:
@@ -250,10 +258,12 @@ def _calibration(args: argparse.Namespace, model: PreTrainedModel) -> torch.Tens
     )
 
 
-def _work(out: Path) -> Path:
-    """Where the layers of an unfinished run are kept, beside what it is going to write."""
-    target = out.absolute()
-    return target.with_name(f".{target.name}.work")
+def _shard_size(text: str) -> str:
+    """The type of --shard-size: what ``save_pretrained`` reads, which is not before the end."""
+    size = re.fullmatch(r"(\d+|\d*\.\d+)\s*[KMGT]B", text.strip(), re.IGNORECASE)
+    if size is None or not float(size[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 500MB or 5GB")
+    return text
 
 
 def _parsed_overrides(texts: Sequence[str], config: PVQConfig) -> dict[str, dict[str, Any]]:

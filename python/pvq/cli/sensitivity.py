@@ -8,10 +8,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pvq.calibration import calibration_tokens
-from pvq.cli.models import add_device, check_exists, chosen_device, load_tokenizer
+from pvq.cli.models import add_device, check_writable, chosen_device, load_tokenizer
 from pvq.config import PVQConfig
+from pvq.load import check_exists
 from pvq.plan import make_plan
-from pvq.rates.sensitivity import DEFAULT_LEVELS, LOSSES, measure_sensitivity, random_tokens
+from pvq.rates.sensitivity import DEFAULT_LEVELS, LOSSES, measure_targets, random_tokens
 
 NAME = "sensitivity"
 HELP = "measure which layers matter, for quantize --budget"
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         args.parser.error("--loss nll needs --text: random tokens have no likelihood to lose")
     if args.tokens is not None and args.text is None:
         args.parser.error("--tokens needs --text: of random tokens, --windows says how many")
+    check_writable(args.out, "OUT")
     check_exists(args.model)
     dtype = getattr(torch, args.dtype)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype)
@@ -88,7 +90,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         embeddings=args.embeddings,
         head=args.head,
     )
-    sensitivity = measure_sensitivity(
+    sensitivity = measure_targets(
         *(model, plan.targets, tokens),
         loss=args.loss,
         levels=args.levels,
