@@ -381,5 +381,5 @@ def test_columns_that_do_not_fit_are_named():
         config.for_cols(100)
     with pytest.raises(ValueError, match=r"48 columns are 3 groups of dim=16.* pass bands=3"):
         config.for_cols(48)
-    with pytest.raises(ValueError, match="weight has 48 columns are 3 groups"):
+    with pytest.raises(ValueError, match="weight does not fit: 48 columns are 3 groups"):
         quantize_tensor(gaussian(2, 48), config)

@@ -93,6 +93,28 @@ def test_activations_in_small(tmp_path):
     assert 0 < models[None] < models["pyramid"] < models["int, 128"] < models["int, token"]
 
 
+def test_errors_and_times_are_those_of_the_results_and_of_the_readme(tmp_path):
+    file = tmp_path / "points.json"
+    done = subprocess.run(
+        [sys.executable, BENCHMARKS / "error_and_time.py", "--json", file],
+        capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    table = [line for line in done.stdout.splitlines() if line.startswith("|")]
+    assert "\n".join(table) in (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
+    rows = json.loads(file.read_text())["rows"]
+    assert len(rows) == len(table) - 2
+    times = json.loads((BENCHMARKS / "results/matmul_cuda.json").read_text())["microseconds"]["1"]
+    for line, row in zip(table[2:], rows, strict=True):
+        shown = [cell.strip() for cell in line.strip("|").split("|")]
+        assert shown[0] == row["name"]
+        assert float(shown[1]) == pytest.approx(row["bits_per_weight"], abs=6e-4)
+        assert float(shown[2]) == pytest.approx(row["mse"], rel=1e-3)
+        assert float(shown[4]) == pytest.approx(row["microseconds"], abs=0.06)
+        if row["name"] in times:
+            assert row["microseconds"] == times[row["name"]]["28672x8192"]
+
+
 def test_bands_in_small(tmp_path):
     data, file = Path(__file__).parent / "data", tmp_path / "bands.json"
     done = subprocess.run(

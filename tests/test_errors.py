@@ -1,11 +1,19 @@
 """Bad input of every kind gives one clear error; more is in the tests of each module."""
 
+import os
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import pvq
 from pvq import PVQConfig, quantize_model, quantize_tensor
+from pvq.instruction_sets import INSTRUCTION_SETS, VARIABLE, check_limit
 
 W = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
 
@@ -19,7 +27,11 @@ W = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
         (W.bool(), TypeError, "weight has dtype torch.bool"),
         (W[0], ValueError, r"weight has shape \[64\], expected a matrix \[rows, cols\]"),
         (W[None], ValueError, r"weight has shape \[1, 8, 64\], expected a matrix"),
-        (W[:, :60], ValueError, "60 columns are not a multiple of dim=16.*pass dim=15"),
+        (
+            W[:, :60],
+            ValueError,
+            "^weight does not fit: 60 columns are not a multiple of dim=16, .*pass dim=15",
+        ),
         (W.to("meta"), ValueError, "weight is on the meta device"),
     ],
 )
@@ -38,13 +50,105 @@ def test_values_that_are_not_finite_are_located(value):
         quantize_tensor(w, PVQConfig())
     model = nn.ModuleDict({"good": nn.Linear(64, 8), "bad": nn.Linear(64, 8)})
     model["bad"].weight.data = w
-    with pytest.raises(ValueError, match=r"1 layer cannot be quantized.*: bad has NaN or infinite"):
+    with pytest.raises(
+        ValueError, match=r"1 layer cannot be quantized.*: weight has NaN or infinite .*: bad$"
+    ):
         quantize_model(model, progress=False)
 
 
-def test_float64_beyond_float32_is_infinite():
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        quantize_tensor(W.double() * 1e200, PVQConfig())
+def test_float64_beyond_float32_is_refused_as_such():
+    w = W.double()
+    w[5, 7] = 1e200
+    with pytest.raises(
+        ValueError, match=r"too large for float32 \(the first at \[5, 7\] is 1e\+200\)"
+    ):
+        quantize_tensor(w, PVQConfig())
+
+
+def test_layers_with_one_problem_are_told_once():
+    model = nn.Sequential(*[nn.Linear(50, 50) for _ in range(200)])
+    with pytest.raises(ValueError, match=r"^200 layers cannot be quantized") as error:
+        quantize_model(model, progress=False)
+    text = str(error.value)
+    assert text.count("50 columns are not a multiple") == 1
+    assert text.endswith("leave this layer dense: 0, 1, 10 and 197 more")
+    assert len(text) < 250
+    with pytest.raises(ValueError, match=r"leave this layer dense: 0, 1, 2$"):
+        quantize_model(model[:3], progress=False)
+
+
+def test_many_problems_are_not_all_told():
+    model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(20)])
+    for i, layer in enumerate(model):
+        layer.weight.data[i, i] = torch.nan
+    with pytest.raises(ValueError, match=r"^20 layers cannot .* and 16 other causes$") as error:
+        quantize_model(model, progress=False)
+    assert str(error.value).count("the first at") == 4
+
+
+def test_a_single_layer_is_refused():
+    for layer in (nn.Linear(64, 64), nn.Embedding(64, 64)):
+        before = layer.weight.detach().clone()
+        with pytest.raises(
+            ValueError, match=r"single layer.*PVQLinear\.from_linear, or pvq\.PVQEmb"
+        ):
+            quantize_model(layer, progress=False)
+        assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (
+            lambda m: quantize_tensor(W, 3.25),
+            r"config is 3\.25, expected a .*: PVQConfig\(3\.25\)$",
+        ),
+        (lambda m: quantize_tensor(W, "pyramid"), "config is a str, expected a PVQConfig"),
+        (lambda m: quantize_model(m, 3), r"config is 3, expected a PVQConfig: PVQConfig\(3\)$"),
+        (lambda m: quantize_model("folder"), "model is the name 'folder'.* load it first.*Causal"),
+        (lambda m: quantize_model(Path("folder")), "model is the name 'folder'"),
+        (lambda m: quantize_model([m]), "model is a list, expected an nn.Module"),
+        (
+            lambda m: quantize_model(m, skip="*.layers.0.*"),
+            r"skip is a str, expected a sequence of patterns: \['\*\.layers\.0\.\*'\]",
+        ),
+        (
+            lambda m: quantize_model(m, overrides={"0": 4.25}),
+            r"overrides\['0'\] is 4\.25, expected a PVQConfig or a mapping",
+        ),
+        (lambda m: quantize_model(m, overrides=["0"]), "overrides is a list, expected a mapping"),
+        (lambda m: pvq.prepare("folder"), "model is the name 'folder'"),
+        (lambda m: pvq.allocate(m, 3.25, None), r"budget is 3\.25, expected a text such as"),
+        (lambda m: pvq.allocate(m, "3bpw", "f.json"), "sensitivity is a str, expected a pvq.Sens"),
+        (lambda m: pvq.allocate(m, "3bpw", None, 3), "config is 3, expected a PVQConfig"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_named(call, text):
+    model = nn.Sequential(nn.Linear(64, 64))
+    with pytest.raises(TypeError, match=text):
+        call(model)
+    assert type(model[0]) is nn.Linear
+
+
+def test_an_unknown_limit_of_instruction_sets_is_told():
+    command = [sys.executable, "-c", "import pvq"]
+    environment = {**os.environ, VARIABLE: "AVX2"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    sets = "portable, avx2, avx512, avx512vbmi, amx"
+    assert f"PVQ_CPU is 'AVX2', expected one of {sets}: ignored" in done.stderr
+
+
+def test_limits_of_instruction_sets_that_the_kernels_know(monkeypatch):
+    source = Path(__file__).parent.parent / "csrc/cpu/isa.cpp"
+    known = re.findall(r'return "(\w+)";', source.read_text(encoding="utf-8"))
+    assert set(known) == set(INSTRUCTION_SETS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for name in ("", *INSTRUCTION_SETS):
+            monkeypatch.setenv(VARIABLE, name)
+            check_limit()
+        monkeypatch.delenv(VARIABLE)
+        check_limit()
 
 
 @pytest.mark.parametrize("arguments", [{"pulses": 0}, {"dim": 1}, {"dim": 300}, {"pulses": 5000}])

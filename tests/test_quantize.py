@@ -10,6 +10,8 @@ from transformers import (
     MixtralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Zamba2Config,
+    Zamba2ForCausalLM,
 )
 
 import pvq
@@ -73,6 +75,8 @@ def test_records_are_what_an_independent_computation_gives(small_llama):
     assert 0.06 < report.relative_error < 0.09
     json.dumps(report.to_dict())
     assert "14 layers" in report.summary()
+    assert str(report) == report.summary()
+    assert repr(report).startswith("Report(config=PVQConfig(")
     assert report.table().count("\n") == 15
 
 
@@ -218,6 +222,113 @@ def test_tied_weights_that_cannot_be_quantized_are_refused(small_llama):
     assert not quantized_names(model)
 
 
+class SharedWeights(nn.Module):
+    """Linear layers a0, b0, a1, b1, ... of which b reads the weight of a, and one layer alone."""
+
+    def __init__(self, pairs: int):
+        super().__init__()
+        torch.manual_seed(0)
+        for i in range(pairs):
+            a, b = nn.Linear(64, 64), nn.Linear(64, 64)
+            b.weight = a.weight
+            setattr(self, f"a{i}", a)
+            setattr(self, f"b{i}", b)
+        self.alone = nn.Linear(64, 64)
+
+
+@pytest.mark.parametrize(
+    ("skip", "text"),
+    [
+        ([], r"^2 layers cannot .* nothing was changed: weight is shared .*, or untie them: a0 wi"),
+        (["a0"], r"^1 layer cannot .* pass all such layers in skip, or untie them: b0 with a0$"),
+        (["b0"], r"^1 layer cannot .* pass all such layers in skip, or untie them: a0 with b0$"),
+    ],
+)
+def test_layers_with_one_weight_are_refused(skip, text):
+    model = SharedWeights(1)
+    before = model.a0.weight.detach().clone()
+    with pytest.raises(ValueError, match=text):
+        quantize(model, skip=skip)
+    assert not quantized_names(model)
+    assert torch.equal(model.a0.weight, before)
+
+
+def test_layers_with_one_weight_can_be_skipped_or_untied():
+    model = SharedWeights(1)
+    before = model.a0.weight.detach().clone()
+    quantize(model, skip=["[ab]0"])
+    assert quantized_names(model) == {"alone"}
+    assert model.a0.weight is model.b0.weight
+    assert torch.equal(model.a0.weight, before)
+    model = SharedWeights(1)
+    model.b0.weight = nn.Parameter(before.clone())
+    quantize(model)
+    expected = quantize_tensor(before, PVQConfig()).dequantize()
+    assert torch.equal(model.a0.dequantize(), expected)
+    assert torch.equal(model.b0.dequantize(), expected)
+
+
+def test_many_shared_weights_are_one_error():
+    model = SharedWeights(20)
+    model.a19.weight = model.b19.weight = model.a18.weight
+    with pytest.raises(ValueError, match=r"^40 layers cannot be quantized") as error:
+        quantize(model)
+    text = str(error.value)
+    assert text.endswith(": a0 with b0, a1 with b1, a10 with b10 and 16 more")
+    assert len(text) < 250
+    with pytest.raises(ValueError, match=r"^4 layers cannot .*: a18 with b18 and 2 more$"):
+        quantize(model, skip=["[ab]?", "[ab]1[0-7]"])
+
+
+def test_a_weight_that_no_layer_holds_too_is_refused():
+    model = SharedWeights(0)
+    model.embed = nn.Embedding(64, 64)
+    model.embed.weight = model.alone.weight
+    with pytest.raises(ValueError, match=r"^1 layer cannot .*: alone with embed$"):
+        quantize(model)
+    model = SharedWeights(0)
+    model.again = model.alone.weight
+    with pytest.raises(ValueError, match=r"^1 layer cannot .*: alone with the model itself$"):
+        quantize(model)
+
+
+def test_a_tied_weight_with_a_third_holder_is_refused(small_llama):
+    model = small_llama(tie_word_embeddings=True)
+    model.extra = nn.Linear(64, 80, bias=False)
+    model.extra.weight = model.lm_head.weight
+    quantize(model)
+    model = small_llama(tie_word_embeddings=True)
+    model.extra = nn.Linear(64, 80, bias=False)
+    model.extra.weight = model.lm_head.weight
+    with pytest.raises(ValueError, match=r"^1 layer cannot .*: model\.embed_tokens with extra$"):
+        quantize(model, embeddings=True, head=True)
+    assert not quantized_names(model)
+
+
+def test_blocks_that_transformers_shares_are_skipped(tmp_path):
+    torch.manual_seed(0)
+    config = Zamba2Config(
+        vocab_size=80, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
+        num_attention_heads=4, num_key_value_heads=4, mamba_d_state=8, mamba_headdim=16,
+        n_mamba_heads=8, mamba_ngroups=1, num_mem_blocks=1, adapter_rank=4, chunk_size=16,
+        layers_block_type=["mamba", "hybrid", "hybrid"], max_position_embeddings=64,
+    )  # fmt: skip
+    model = Zamba2ForCausalLM(config).eval()
+    name = "shared_transformer.self_attn.q_proj"
+    assert model.model.layers[1].get_submodule(name).weight is (
+        model.model.layers[2].get_submodule(name).weight
+    )
+    with pytest.raises(ValueError, match=r"in skip: model\.layers\.1\.shared_") as error:
+        quantize(model, PVQConfig(3.25, dim=4))
+    assert "untie" not in str(error.value), "transformers would tie them again"
+    assert not quantized_names(model)
+    quantize(model, PVQConfig(3.25, dim=4), skip=["*.shared_transformer.*"])
+    ids = torch.arange(16)[None]
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(pvq.load(tmp_path)(ids).logits, model(ids).logits)
+
+
 def test_any_module_can_be_quantized():
     torch.manual_seed(0)
     shared = nn.Linear(64, 64)
@@ -270,7 +381,8 @@ def test_conv1d_is_refused_with_the_remedy():
         GPT2Config(vocab_size=80, n_positions=32, n_embd=64, n_layer=1, n_head=2)
     )
     with pytest.raises(
-        ValueError, match=r"4 layers cannot .*c_attn is a transformers Conv1D .* skip"
+        ValueError,
+        match=r"4 layers cannot .*transformers Conv1D .* skip: transformer\.h\.0\.attn\.c_attn",
     ):
         quantize(model)
 
@@ -283,10 +395,11 @@ def test_all_layers_are_checked_before_the_first_is_touched(small_llama):
         quantize(model)
     text = str(error.value)
     assert "3 layers cannot be quantized, nothing was changed" in text
-    for layer in (0, 1):
-        assert f"model.layers.{layer}.mlp.down_proj has 100 columns" in text
-    assert "pass dim=10 or leave this layer dense" in text
-    assert "model.layers.1.self_attn.o_proj has NaN or infinite values (the first at [3, 5]" in text
+    assert "weight does not fit: 100 columns" in text
+    names = "model.layers.0.mlp.down_proj, model.layers.1.mlp.down_proj"
+    assert f"pass dim=10 or leave this layer dense: {names};" in text
+    assert "weight has NaN or infinite values (the first at [3, 5] is nan)" in text
+    assert text.endswith("leave this layer dense: model.layers.1.self_attn.o_proj")
     assert not quantized_names(model)
     with torch.no_grad():
         model.model.layers[1].self_attn.o_proj.weight[3, 5] = 0

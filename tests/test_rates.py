@@ -15,10 +15,10 @@ from pvq import PVQConfig
 from pvq.cli import main
 from pvq.evaluate import tokenize
 from pvq.plan import make_plan
-from pvq.rates import Budget, Sensitivity, allocate, measure_sensitivity, parse_budget
+from pvq.rates import Budget, Sensitivity, allocate, parse_budget
 from pvq.rates.allocate import gaussian_error
 from pvq.rates.knapsack import choose
-from pvq.rates.sensitivity import random_tokens
+from pvq.rates.sensitivity import measure_targets, random_tokens
 
 LINEARS = 14  # of the small model
 
@@ -131,7 +131,7 @@ def test_noise_costs_what_the_slopes_predict(small_llama):
     targets = make_plan(model, PVQConfig()).targets
     tokens = random_tokens(80, 6, 48)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    sensitivity = measure_sensitivity(model, targets, tokens, levels=(0.02,), progress=False)
+    sensitivity = measure_targets(model, targets, tokens, levels=(0.02,), progress=False)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert sensitivity.tokens == 6 * 47
     assert set(sensitivity.layers) == {target.name for target in targets}
@@ -152,11 +152,31 @@ def test_noise_costs_what_the_slopes_predict(small_llama):
     assert measured == pytest.approx(predicted, rel=0.15)
 
 
+def test_public_names_are_enough(small_llama):
+    """What pvq exports plans by itself, and what it measures is allocated and quantized."""
+    model, tokens = small_llama(), random_tokens(80, 1, 16)
+    got = pvq.measure_sensitivity(model, tokens, progress=False)
+    targets = make_plan(model, PVQConfig()).targets
+    assert got == measure_targets(model, targets, tokens, progress=False)
+    some = pvq.measure_sensitivity(model, tokens, skip=["*.mlp.*"], head=True, progress=False)
+    attention = {name for name in got.layers if ".self_attn." in name}
+    assert set(some.layers) == {*attention, "lm_head"}
+    overrides = pvq.allocate(model, "3.5bpw", got).overrides
+    report = pvq.quantize_model(model, overrides=overrides, progress=False)
+    assert {layer.name: layer.config for layer in report.layers} == overrides
+    for arguments, text in (
+        ((model, "text.txt"), "tokens is a str, expected a tensor"),
+        (("folder", tokens), "model is the name 'folder'"),
+    ):
+        with pytest.raises(TypeError, match=text):
+            pvq.measure_sensitivity(*arguments, progress=False)
+
+
 def test_a_shrunk_layer_by_hand(small_llama):
     model = small_llama()
     targets = make_plan(model, PVQConfig()).targets[5:6]
     tokens = random_tokens(80, 2, 20, seed=4)
-    got = measure_sensitivity(model, targets, tokens, progress=False).shrunk[targets[0].name]
+    got = measure_targets(model, targets, tokens, progress=False).shrunk[targets[0].name]
     w, expected = targets[0].module.weight.data, 0.0
     for ids in tokens:
         both = []
@@ -181,7 +201,7 @@ def test_log_likelihood_by_hand(small_llama):
     model = small_llama()
     targets = make_plan(model, PVQConfig()).targets[:1]
     tokens = random_tokens(80, 1, 20, seed=4)
-    got = measure_sensitivity(
+    got = measure_targets(
         model, targets, tokens, loss="nll", levels=(0.05,), seed=7, progress=False
     )
     w = targets[0].module.weight.data
@@ -221,9 +241,86 @@ def test_sensitivity_refuses(small_llama, arguments, text):
     model = small_llama()
     values = {"tokens": random_tokens(80, 1, 8), **arguments}
     with pytest.raises(ValueError, match=text):
-        measure_sensitivity(
+        measure_targets(
             model, make_plan(model, PVQConfig()).targets, values.pop("tokens"), **values
         )
+
+
+@pytest.mark.parametrize("loss", ["kl", "nll"])
+def test_noise_that_makes_float16_overflow_is_refused(small_llama, loss):
+    """A layer with NaN would seem to cost nothing, and get the least rate."""
+    model, tokens = small_llama(), random_tokens(80, 2, 32)
+    mlp, largest = model.model.layers[1].mlp, []
+    mlp.gate_proj.weight.data *= 10
+    mlp.down_proj.weight.data /= 100
+    handle = mlp.down_proj.register_forward_pre_hook(lambda _, args: largest.append(args[0]))
+    with torch.no_grad():
+        model(tokens)
+    handle.remove()
+    mlp.up_proj.weight.data *= 60_000 / largest[0].abs().max()  # near the end of float16
+    options = {"loss": loss, "levels": (0.02, 1.0), "progress": False}
+    name = "model.layers.1.mlp.up_proj"
+    for dtype in (torch.float32, torch.float16):
+        model = model.to(dtype)
+        targets = [t for t in make_plan(model, PVQConfig()).targets if t.name == name]
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        with torch.no_grad():
+            assert torch.isfinite(model(tokens).logits).all(), "without noise"
+        if dtype == torch.float32:
+            increases = measure_targets(model, targets, tokens, **options).layers[name]
+            assert all(np.isfinite(increases))
+            continue
+        with pytest.raises(
+            ValueError,
+            match=rf"^{loss} of window 0 with noise of 1 in {name} is nan in torch\.float16: "
+            r"measure in float32 \(--dtype float32\)$",
+        ):
+            measure_targets(model, targets, tokens, **options)
+        after = model.state_dict()
+        assert all(torch.equal(after[key], value) for key, value in before.items())
+
+
+def test_a_model_that_overflows_without_noise_is_refused(small_llama):
+    model = small_llama()
+    model.lm_head.weight.data[3, 5] = torch.inf
+    targets = make_plan(model, PVQConfig()).targets
+    for dtype, end in ((torch.float32, "$"), (torch.bfloat16, ": measure in float32")):
+        text = rf"^kl of window 0 without noise is nan in {dtype}{end}"
+        with pytest.raises(ValueError, match=text):
+            measure_targets(model.to(dtype), targets, random_tokens(80, 1, 8), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"layers": {"a": (1.0, float("nan"))}}, r"with noise of 0\.5 in a is nan.*in float32"),
+        ({"layers": {"a": (float("inf"), 1.0)}}, r"with noise of 0\.25 in a is inf.*in float32"),
+        ({"shrunk": {"a": float("nan")}}, "with a a tenth smaller is nan, expected a finite"),
+        ({"levels": (0.25, float("nan"))}, r"levels are \[0\.25, nan\], expected finite"),
+        ({"levels": (0.25, float("inf"))}, r"levels are \[0\.25, inf\]"),
+        ({"levels": (0.0, 0.5)}, r"levels are \[0\.0, 0\.5\], expected finite numbers above 0"),
+        ({"levels": (-0.25, 0.5)}, r"levels are \[-0\.25, 0\.5\]"),
+        ({"levels": (), "layers": {"a": ()}}, r"levels are \[\]"),
+        ({"tokens": 0}, "tokens is 0, expected 1 or more"),
+    ],
+)
+def test_sensitivities_that_mean_nothing_are_refused(tmp_path, changes, text):
+    good = {
+        "loss": "kl",
+        "source": "nothing",
+        "tokens": 1,
+        "levels": (0.25, 0.5),
+        "layers": {"a": (1.0, -1e-9)},  # a rounding error
+        "shrunk": {"a": -1e-9},
+    }
+    file = tmp_path / "layers.json"
+    Sensitivity(**good).save(file)
+    assert Sensitivity.load(file) == Sensitivity(**good)
+    with pytest.raises(ValueError, match=text):
+        Sensitivity(**{**good, **changes})
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    with pytest.raises(ValueError, match=rf"layers\.json cannot be used: .*{text}"):
+        Sensitivity.load(file)
 
 
 def test_sensitivities_in_files(tmp_path, sensitivity):
@@ -369,7 +466,7 @@ def test_sensitivities_of_the_windows_that_are_scored(tmp_path, monkeypatch):
         seen.append(tokens)
         return Sensitivity("kl", options["source"], 1, (1.0,), {"a": (1.0,)}, {"a": 1.0})
 
-    monkeypatch.setattr("pvq.cli.sensitivity.measure_sensitivity", measure)
+    monkeypatch.setattr("pvq.cli.sensitivity.measure_targets", measure)
     file = tmp_path / "layers.json"
     command = ["sensitivity", TINY, file, "--text", DATA / "books.txt", "--tokens", 150]
     command += ["--windows", 3, "--length", 48]

@@ -8,6 +8,7 @@ from reference import count, dequantize, unpack
 import pvq
 from pvq import PVQConfig, PVQTensor, _core, quantize_tensor, tensor
 from pvq.rotation import hadamard_matrix
+from pvq.rounding.registry import make_rounding
 
 NO_ROTATION = {"rotation": "none"}
 
@@ -42,6 +43,25 @@ def decoded(q: PVQTensor) -> np.ndarray:
         h = hadamard_matrix(block).astype(np.float64) / math.sqrt(block)
         w = (w.reshape(rows, -1, block) @ h).reshape(rows, cols) * signs(cols, config.seed)
     return w
+
+
+def test_a_tensor_says_what_it_is_in_one_line():
+    text = repr(quantize_tensor(gaussian(512, 256), PVQConfig(3.25)))
+    assert text == "PVQTensor([512, 256], pyramid D=16 K=28 gain 3, 3.3125 bits a weight, cpu)"
+
+
+@pytest.mark.parametrize("name", ["nearest", "gptq"])
+def test_rounding_methods_by_name(name):
+    w, x = gaussian(8, 64), gaussian(256, 64, seed=1) * torch.logspace(0, -2, 64)
+    hessian = x.T @ x
+    named = quantize_tensor(w, PVQConfig(), rounding=name, hessian=hessian)
+    made = quantize_tensor(w, PVQConfig(), rounding=make_rounding(name), hessian=hessian)
+    assert all(torch.equal(named.stored[key], made.stored[key]) for key in made.stored)
+    nearest = quantize_tensor(w, PVQConfig())
+    same = all(torch.equal(named.stored[key], nearest.stored[key]) for key in made.stored)
+    assert same == (name == "nearest")
+    with pytest.raises(ValueError, match="rounding is 'gtpq', expected one of 'nearest', 'gptq'"):
+        quantize_tensor(w, PVQConfig(), rounding="gtpq")
 
 
 @pytest.mark.parametrize(

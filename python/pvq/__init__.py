@@ -18,6 +18,7 @@ from pvq.config import PVQConfig
 from pvq.embedding import PVQEmbedding
 from pvq.grouping import group_projections
 from pvq.hf import register
+from pvq.instruction_sets import check_limit
 from pvq.linear import PVQLinear
 from pvq.load import load
 from pvq.modules import prepare
@@ -26,6 +27,7 @@ from pvq.rates import Sensitivity, allocate, measure_sensitivity
 from pvq.report import Report
 from pvq.tensor import PVQTensor, quantize_tensor
 
+check_limit()
 register()
 __version__: str = build_info()["version"]
 

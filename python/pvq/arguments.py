@@ -1,5 +1,9 @@
 """Checks of arguments: messages name the argument, its value and what was expected."""
 
+import os
+
+from torch import nn
+
 
 def check_int(name: str, value: object, low: int, high: int, why: str = "") -> None:
     """Refuses what is no integer from ``low`` to ``high``.
@@ -53,6 +57,31 @@ def check_bits(bits: object) -> None:
     """
     if isinstance(bits, bool) or not isinstance(bits, int | float):
         raise TypeError(f"bits is {bits!r}, expected a number of bits a weight such as 3.25")
+
+
+def check_model(model: object) -> None:
+    """Refuses what is no module.
+
+    Raises:
+        TypeError: saying how a model is loaded, if a name was given.
+    """
+    if isinstance(model, str | os.PathLike):
+        raise TypeError(
+            f"model is the name {str(model)!r}, expected a model: load it first, with "
+            "transformers.AutoModelForCausalLM.from_pretrained"
+        )
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, expected an nn.Module")
+
+
+def check_patterns(name: str, patterns: object) -> None:
+    """Refuses a single pattern, whose letters would be read as patterns.
+
+    Raises:
+        TypeError: naming it.
+    """
+    if isinstance(patterns, str):
+        raise TypeError(f"{name} is a str, expected a sequence of patterns: [{patterns!r}]")
 
 
 def check_bool(name: str, value: object) -> None:

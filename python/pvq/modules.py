@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from pvq.arguments import check_model
 from pvq.embedding import PVQEmbedding
 from pvq.linear import PVQLinear
 
@@ -30,9 +31,11 @@ def prepare(model: nn.Module, layout: str = "auto", activations: str | None = No
     Codes that are not on a device yet (offloaded by accelerate) stay as they are stored.
 
     Raises:
+        TypeError: if ``model`` is no module.
         ValueError: on an unknown name, or a layout that a layer's code does not have on its device.
         RuntimeError: if the codes are damaged.
     """
+    check_model(model)
     for _, module in quantized_modules(model):
         if next(module.buffers()).device.type != "meta":
             module.prepare(layout, activations)

@@ -10,8 +10,10 @@ from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from pvq.config import PVQConfig
+from pvq.arguments import check_model, check_patterns
+from pvq.config import PVQConfig, check_config
 from pvq.embedding import PVQEmbedding
+from pvq.integrity import shortened
 from pvq.linear import PVQLinear
 from pvq.tensor import unquantizable
 
@@ -19,6 +21,14 @@ Override = PVQConfig | Mapping[str, Any]
 
 # Linear layers that choose experts: tiny, and an error there changes which weights run at all.
 ROUTERS = ("gate", "router", "router_gate", "shared_expert_gate")
+_CONV1D = (
+    "weight is that of a transformers Conv1D (GPT-2 style, stored transposed), which pvq does not "
+    "quantize: replace it by an nn.Linear or pass it in skip"
+)
+_SHARED = (
+    "weight is shared with other modules, which would change with it: pass all such layers in skip"
+)
+_MOST_CAUSES = 4  # that a refusal names
 
 
 @dataclass(frozen=True)
@@ -73,10 +83,13 @@ def make_plan(
         The plan.
 
     Raises:
-        ValueError: listing every module that cannot be quantized and what to do about each; or a
-            pattern that matches nothing; or a choice that would break tied embeddings.
+        TypeError: if ``model``, ``config``, ``skip`` or an override is of the wrong type.
+        ValueError: naming the modules that cannot be quantized and what to do about them; or a
+            pattern that matches nothing; or a choice that would break tied embeddings; or if the
+            model is itself a layer.
     """
-    overrides = overrides or {}
+    overrides = {} if overrides is None else overrides
+    _check_arguments(model, config, skip, overrides)
     modules = dict(model.named_modules())
     if any(isinstance(module, PVQLinear | PVQEmbedding) for module in modules.values()):
         raise ValueError("the model is quantized by pvq already: start from the dense checkpoint")
@@ -98,17 +111,14 @@ def make_plan(
     excluded = _excluded_by_default(model, modules, embeddings, head)
     targets: list[Target] = []
     left_dense = list(_stacks_of_experts(model))
-    problems: list[str] = []
+    causes: dict[str, list[str]] = {}
     for name in names:
         module = modules[name]
         reason = excluded.get(name)
         if any(fnmatch.fnmatchcase(name, pattern) for pattern in skip):
             reason = "skipped as asked"
         if reason is None and isinstance(module, Conv1D):
-            problems.append(
-                f"{name} is a transformers Conv1D (GPT-2 style, weight stored transposed), which "
-                "pvq does not quantize: replace it by an nn.Linear or pass it in skip"
-            )
+            causes.setdefault(_CONV1D, []).append(name)
         elif reason is None and tied is not None and name == tied[0]:
             continue  # reads the codes of the embedding
         elif reason is None and isinstance(module, nn.Linear | nn.Embedding):
@@ -118,15 +128,46 @@ def make_plan(
                 cols = module.weight.shape[1]
                 targets.append(Target(name, module, chosen.for_cols(cols)))
             else:
-                problems.append(f"{name} {problem}")
+                causes.setdefault(f"weight {problem}", []).append(name)
         elif isinstance(module, nn.Linear | Conv1D):
             left_dense.append(LeftDense(name, str(reason), module.weight.nbytes))
+    refused = sum(map(len, causes.values()))
+    for cause, holders, count in _shared_weights(model, modules, targets, tied):
+        causes.setdefault(cause, []).append(holders)
+        refused += count
+    problems = [f"{cause}: {shortened(found)}" for cause, found in causes.items()]
     if problems:
-        count = f"{len(problems)} layer{'s' if len(problems) > 1 else ''}"
-        raise ValueError(f"{count} cannot be quantized, nothing was changed: {'; '.join(problems)}")
+        layers = f"{refused} layer{'s' if refused > 1 else ''}"
+        rest = len(problems) - _MOST_CAUSES
+        if rest > 0:
+            problems[_MOST_CAUSES:] = [f"and {rest} other cause{'s' if rest > 1 else ''}"]
+        raise ValueError(
+            f"{layers} cannot be quantized, nothing was changed: {'; '.join(problems)}"
+        )
     if not targets:
         raise ValueError("there is no layer to quantize: no nn.Linear is left by the patterns")
     return Plan(targets, left_dense, tied)
+
+
+def _check_arguments(model: object, config: object, skip: object, overrides: object) -> None:
+    check_model(model)
+    check_config(config)
+    check_patterns("skip", skip)
+    if not isinstance(overrides, Mapping):
+        raise TypeError(
+            f"overrides is a {type(overrides).__name__}, expected a mapping of patterns to changes"
+        )
+    for pattern, override in overrides.items():
+        if not isinstance(override, PVQConfig | Mapping):
+            raise TypeError(
+                f"overrides[{pattern!r}] is {override!r}, expected a PVQConfig or a mapping of "
+                "changes such as {'bits': 4.25}"
+            )
+    if isinstance(model, nn.Linear | nn.Embedding):
+        raise ValueError(
+            "the model is a single layer, which cannot be replaced in place: use "
+            "pvq.PVQLinear.from_linear, or pvq.PVQEmbedding.from_embedding"
+        )
 
 
 def _holds_matrix(module: nn.Module) -> bool:
@@ -200,6 +241,37 @@ def _tied_modules(
         )
     names = {id(module): name for name, module in modules.items()}
     return names[id(output)], names[id(table)]
+
+
+def _shared_weights(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    targets: Sequence[Target],
+    tied: tuple[str, str] | None,
+) -> Iterator[tuple[str, str, int]]:
+    """Weights of targets that other modules hold too: what to do, who holds them, of how many.
+
+    What quantizes one of these layers changes the others: they would be quantized once more, or be
+    changed although they were to stay dense. A module with two names is one module.
+    """
+    holders: dict[int, list[str]] = {}
+    for name, module in modules.items():
+        if tied is not None and name == tied[0]:
+            continue  # reads the codes of the embedding
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(id(parameter), []).append(name or "the model itself")
+    chosen: dict[int, list[str]] = {}
+    for target in targets:
+        chosen.setdefault(id(target.module.weight), []).append(target.name)
+    ties = getattr(model, "all_tied_weights_keys", None) or {}
+    for weight, names in chosen.items():
+        every = [*names, *(name for name in holders.get(weight, []) if name not in names)]
+        if len(every) > 1:
+            # What transformers ties it ties again on loading, when there are codes in its place.
+            by_class = any(f"{name}.weight" in (*ties, *ties.values()) for name in names)
+            rest = f" and {len(every) - 2} more" if len(every) > 2 else ""
+            cause = _SHARED if by_class else f"{_SHARED}, or untie them"
+            yield cause, f"{every[0]} with {every[1]}{rest}", len(names)
 
 
 def _stacks_of_experts(model: nn.Module) -> Iterator[LeftDense]:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from pvq.arguments import check_model
 from pvq.calibration import Samples, check_samples
 from pvq.config import PVQConfig
 from pvq.embedding import PVQEmbedding, PVQTiedHead
@@ -18,7 +19,7 @@ from pvq.modules import dense_nbytes, replace_module
 from pvq.plan import Override, make_plan
 from pvq.progress import advance, counter
 from pvq.report import Report
-from pvq.rounding import Rounding
+from pvq.rounding import ReconstructsBlocks, Rounding
 from pvq.rounding.registry import make_rounding, settings_of
 from pvq.work import WorkFolder, fingerprint
 
@@ -77,10 +78,14 @@ def quantize_model(
         What was done to each layer: error, rate, bytes, seconds.
 
     Raises:
-        ValueError: naming every layer that cannot be quantized, and what to do, before anything is
-            changed; or if the calibration is missing, empty, or does not fit the model, or ``work``
-            is of another run.
+        TypeError: if ``model`` is no module (such as the name of one), or ``config``, ``skip`` or
+            an override is of the wrong type.
+        ValueError: naming the layers that cannot be quantized, and what to do, before anything is
+            changed; or if ``model`` is itself a layer, which cannot be replaced in place; or if the
+            calibration is missing, empty, or does not fit the model, or ``work`` is of another run.
+        RuntimeError: under ``torch.inference_mode()``, if the method needs gradients.
     """
+    check_model(model)
     config = PVQConfig() if config is None else config
     method = make_rounding(rounding)
     if method.needs_hessian and calibration is None:
@@ -90,6 +95,11 @@ def quantize_model(
         )
     if refit and not method.needs_hessian:
         raise ValueError(f"refit=True needs calibration, which rounding={method.name!r} does not")
+    if isinstance(method, ReconstructsBlocks) and torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"rounding={method.name!r} needs gradients, which torch.inference_mode() rules out: "
+            "call quantize_model outside of it (torch.no_grad() does no harm)"
+        )
     samples = check_samples(model, calibration) if calibration is not None else None
     plan = make_plan(
         model, config, skip=skip, overrides=overrides, embeddings=embeddings, head=head

@@ -102,6 +102,10 @@ class Report:
     dense_nbytes: int
     rounding: Mapping[str, Any] = field(default_factory=lambda: {"name": "nearest"})
 
+    def __str__(self) -> str:
+        """The summary, which is what ``print`` is to show."""
+        return self.summary()
+
     @property
     def weights(self) -> int:
         """Number of quantized weights."""

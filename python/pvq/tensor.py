@@ -1,15 +1,16 @@
 """PVQTensor: one quantized matrix, and quantize_tensor, which makes it."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from pvq.codes import Stored, empty_stored
-from pvq.config import PVQConfig
+from pvq.config import PVQConfig, check_config
 from pvq.rounding import Rounding
 from pvq.rounding.hessian import Hessian
-from pvq.rounding.nearest import Nearest
+from pvq.rounding.registry import make_rounding
 
 # Weights that are in float32 at one time: 64 MiB, so that a large layer needs no large copies.
 SLAB_WEIGHTS = 1 << 24
@@ -45,6 +46,14 @@ class PVQTensor:
                     f"{name} is {tensor.dtype} {list(tensor.shape)}, expected {dtype} "
                     f"{list(shape)} for a [{rows}, {cols}] matrix with {self.config}"
                 )
+
+    def __repr__(self) -> str:
+        """What it is, in one line and without its codes."""
+        rows, cols = self.shape
+        return (
+            f"PVQTensor([{rows}, {cols}], {self.config.code.describe()}, "
+            f"{self.bits_per_weight:.4f} bits a weight, {self.device})"
+        )
 
     @property
     def device(self) -> torch.device:
@@ -105,7 +114,7 @@ def quantize_tensor(
     w: torch.Tensor,
     config: PVQConfig,
     *,
-    rounding: Rounding | None = None,
+    rounding: str | Rounding = "nearest",
     hessian: torch.Tensor | None = None,
 ) -> PVQTensor:
     """Quantizes a matrix, a slab of rows at a time, in float32 whatever its dtype.
@@ -113,7 +122,7 @@ def quantize_tensor(
     Args:
         w: [rows, cols], any floating-point dtype, any strides.
         config: how; its ``block`` is settled from the number of columns if it is not set.
-        rounding: the rounding method; to the nearest point if not given.
+        rounding: the rounding method, by name or as :func:`pvq.quantize_model` takes it.
         hessian: [cols, cols], X^T X of inputs x [cols] that the matrix is multiplied with, on the
             device of ``w``, for methods that ask for it; not rotated.
 
@@ -121,11 +130,15 @@ def quantize_tensor(
         The codes, on the device of ``w``. Rows of zeros decode to zeros.
 
     Raises:
-        TypeError: if ``w`` is not a tensor of a floating-point dtype.
-        ValueError: if it is not a matrix, has NaN or infinite values, or a number of columns that
-            the code or ``block`` does not fit; or if the rounding method needs a Hessian and there
-            is none that is finite and positive definite; the text says what to do.
+        TypeError: if ``w`` is not a tensor of a floating-point dtype, or ``config`` no
+            configuration.
+        ValueError: if it is not a matrix, has values that are NaN, infinite or too large for
+            float32, or a number of columns that the code or ``block`` does not fit; or if the
+            rounding method is unknown, or needs a Hessian and there is none that is finite and
+            positive definite; the text says what to do.
     """
+    check_config(config)
+    method = make_rounding(rounding)
     problem = unquantizable(w, config)
     if problem is not None:
         raise (ValueError if isinstance(w, torch.Tensor) and w.is_floating_point() else TypeError)(
@@ -133,9 +146,8 @@ def quantize_tensor(
         )
     rows, cols = w.shape
     config = config.for_cols(cols)
-    rounding = rounding or Nearest()
     loss = None
-    if hessian is not None and rounding.needs_hessian:
+    if hessian is not None and method.needs_hessian:
         if len(hessian) != cols:
             raise ValueError(f"Hessian is of {len(hessian)} columns, the weight has {cols}")
         loss = Hessian(hessian, config.hadamard_block, config.seed)
@@ -144,7 +156,7 @@ def quantize_tensor(
         rotated = w[slab].detach().to(torch.float32, copy=True).contiguous()
         if config.hadamard_block and rotated.numel():
             torch.ops.pvq.hadamard_(rotated, config.hadamard_block, config.seed)
-        for name, codes in rounding(rotated, config.code, loss).items():
+        for name, codes in method(rotated, config.code, loss).items():
             stored[name][slab] = codes
     return PVQTensor(stored, (rows, cols), config)
 
@@ -164,15 +176,18 @@ def unquantizable(w: object, config: PVQConfig) -> str | None:
     try:
         config.for_cols(w.shape[1])
     except ValueError as error:
-        return f"has {error}"
+        return f"does not fit: {error}"
     for slab in row_slabs(*w.shape):
         finite = torch.isfinite(w[slab].to(torch.float32))
         if not finite.all():
             row, col = (~finite).nonzero()[0].tolist()
             bad = w[slab.start + row, col].item()
+            what, remedy = "NaN or infinite values", "repair the checkpoint"
+            if math.isfinite(bad):
+                what, remedy = "values too large for float32", "scale the weights down"
             return (
-                f"has NaN or infinite values (the first at [{slab.start + row}, {col}] is {bad}): "
-                "repair the checkpoint or leave this layer dense"
+                f"has {what} (the first at [{slab.start + row}, {col}] is {bad}): {remedy} or "
+                "leave this layer dense"
             )
     return None
 

@@ -11,7 +11,8 @@ bands of its columns.
 from pvq.rates.allocate import Allocation, allocate
 from pvq.rates.budget import Budget, parse_budget
 from pvq.rates.columns import fill_columns
-from pvq.rates.sensitivity import Sensitivity, measure_sensitivity, random_tokens
+from pvq.rates.measure import measure_sensitivity
+from pvq.rates.sensitivity import Sensitivity, random_tokens
 
 __all__ = [
     "Allocation",

@@ -17,7 +17,7 @@ from torch import nn
 
 from pvq.codes import Code, stored_nbytes
 from pvq.codes.registry import CODES
-from pvq.config import PVQConfig
+from pvq.config import PVQConfig, check_config
 from pvq.modules import dense_nbytes
 from pvq.plan import Override, Target, make_plan
 from pvq.rates.budget import Budget, parse_budget
@@ -140,11 +140,20 @@ def allocate(
         The settings; pass ``allocation.overrides`` to :func:`pvq.quantize_model`.
 
     Raises:
+        TypeError: if ``budget`` or ``sensitivity`` is of the wrong type, or one of the arguments
+            that :func:`pvq.quantize_model` has too.
         ValueError: if the budget is less than the least settings take, which the text names, or no
             budget at all; or if the sensitivities are of other layers.
     """
     config = PVQConfig() if config is None else config
+    check_config(config)
     budget = parse_budget(budget) if isinstance(budget, str) else budget
+    if not isinstance(budget, Budget):
+        raise TypeError(f"budget is {budget!r}, expected a text such as '3.25bpw' or '4.7GB'")
+    if not isinstance(sensitivity, Sensitivity):
+        raise TypeError(
+            f"sensitivity is a {type(sensitivity).__name__}, expected a pvq.Sensitivity"
+        )
     ladder = CODES[config.code.name].ladder(low, high, **config.code.family())
     if not ladder:
         raise ValueError(

@@ -16,6 +16,7 @@ layer is also shrunk, and its loss is modelled as slope * t^2 (1 - t^2) + curvat
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -47,6 +48,10 @@ class Sensitivity:
         levels: relative squared sizes of the noise.
         layers: mean increase of the loss at each level, by full module name.
         shrunk: mean increase when all weights of the layer are a tenth (``SHRINK``) smaller.
+
+    Raises:
+        ValueError: if a value is not finite, or a level or the number of tokens not above 0. An
+            increase may be negative: that of ``nll`` on a text, and any by a rounding error.
     """
 
     loss: str
@@ -55,6 +60,22 @@ class Sensitivity:
     levels: tuple[float, ...]
     layers: Mapping[str, tuple[float, ...]]
     shrunk: Mapping[str, float]
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"tokens is {self.tokens}, expected 1 or more")
+        if not self.levels or not all(0 < level < math.inf for level in self.levels):
+            raise ValueError(f"levels are {list(self.levels)}, expected finite numbers above 0")
+        values = {_shrunk(name): value for name, value in self.shrunk.items()}
+        for name, increases in self.layers.items():
+            for level, value in zip(self.levels, increases, strict=True):
+                values[_noisy(name, level)] = value
+        for what, value in values.items():
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"the increase {what} is {value}, expected a finite number: measure again, in "
+                    "float32"
+                )
 
     def slope(self, name: str) -> float:
         """Loss for each unit of noise's relative squared size: least squares from the origin."""
@@ -111,14 +132,16 @@ class Sensitivity:
             levels = tuple(map(float, stored["levels"]))
             shrunk = {name: float(stored["shrunk"][name]) for name in layers}
             origin = (stored["loss"], stored["source"], int(stored["tokens"]))
-            made = cls(*origin, levels, layers, shrunk)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{file} is no file of sensitivities ({error!r})") from error
         if version != FORMAT_VERSION:
             raise ValueError(f"{file} has format_version {version}: upgrade pvq")
         if any(len(row) != len(levels) for row in layers.values()):
             raise ValueError(f"{file} is damaged: a layer has not one value for each level")
-        return made
+        try:
+            return cls(*origin, levels, layers, shrunk)
+        except ValueError as error:
+            raise ValueError(f"{file} cannot be used: {error}") from error
 
 
 def random_tokens(vocabulary: int, windows: int, length: int, seed: int = 0) -> Tensor:
@@ -127,7 +150,7 @@ def random_tokens(vocabulary: int, windows: int, length: int, seed: int = 0) -> 
     return torch.randint(0, vocabulary, (windows, length), generator=source)
 
 
-def measure_sensitivity(
+def measure_targets(
     model: PreTrainedModel,
     targets: Sequence[Target],
     tokens: Tensor,
@@ -156,7 +179,8 @@ def measure_sensitivity(
         The increases.
 
     Raises:
-        ValueError: on an unknown loss, a level out of range, or no window of two tokens.
+        ValueError: on an unknown loss, a level out of range, or no window of two tokens; or if a
+            loss is not finite, as where noise makes float16 overflow.
     """
     if loss not in LOSSES:
         raise ValueError(f"loss is {loss!r}, expected one of {', '.join(map(repr, LOSSES))}")
@@ -175,14 +199,17 @@ def measure_sensitivity(
             if target is targets[0]:
                 reference = _logits(model, ids)
                 before = _mean_loss(loss, reference, reference, ids)
+                _check_finite(before, f"{loss} of window {window} without noise", model.dtype)
             for i in range(len(levels) + 1):
-                change = -SHRINK * target.module.weight.float()
+                change, what = -SHRINK * target.module.weight.float(), _shrunk(target.name)
                 if i < len(levels):
                     change = _noise(target.module, levels[i], generator)
+                    what = _noisy(target.name, levels[i])
                 after = [
                     _mean_loss(loss, reference, _changed_logits(model, target, ids, c), ids)
                     for c in (sign * change for sign in signs)
                 ]
+                _check_finite(sum(after), f"{loss} of window {window} {what}", model.dtype)
                 sums[target.name][i] += sum(after) / len(after) - before
     count = len(tokens)
     means = {name: tuple(total / count for total in row) for name, row in sums.items()}
@@ -191,6 +218,22 @@ def measure_sensitivity(
         layers={name: row[:-1] for name, row in means.items()},
         shrunk={name: row[-1] for name, row in means.items()},
     )
+
+
+def _noisy(name: str, level: float) -> str:
+    return f"with noise of {level:g} in {name}"
+
+
+def _shrunk(name: str) -> str:
+    return f"with {name} a tenth smaller"
+
+
+def _check_finite(loss: float, what: str, dtype: torch.dtype) -> None:
+    """Refuses what an overflow has made: a layer with NaN would seem to cost nothing."""
+    if not math.isfinite(loss):
+        narrow = torch.finfo(dtype).bits < 32
+        remedy = ": measure in float32 (--dtype float32)" if narrow else ""
+        raise ValueError(f"{what} is {loss} in {dtype}{remedy}")
 
 
 def _noise(module: nn.Linear | nn.Embedding, level: float, generator: torch.Generator) -> Tensor:
