@@ -16,7 +16,7 @@ from pvq.compare import cells_of, compare, setting_at
 from pvq.compare import run as run_module
 from pvq.compare.cells import Named, UnreachableRateError
 from pvq.compare.memory import peak_memory
-from pvq.compare.plot import plot
+from pvq.compare.plot import check_format, plot
 from pvq.compare.store import Store, digest_of_model, digest_of_tokens, key_of
 from pvq.evaluate import evaluate
 
@@ -281,6 +281,14 @@ def test_plot(tmp_path):
     assert "<svg" in drawn
     with pytest.raises(ValueError, match="nothing to plot"):
         plot([], tmp_path / "b.svg")
+
+
+def test_formats_of_plots_are_looked_at_before_the_work(tmp_path):
+    pytest.importorskip("matplotlib")
+    check_format(tmp_path / "a.PNG")
+    check_format(tmp_path / "a")
+    with pytest.raises(ValueError, match=r"a\.xyz has an unknown format: expected one of .*png"):
+        check_format(tmp_path / "a.xyz")
 
 
 def test_without_matplotlib_the_message_says_how_to_get_it(tmp_path, monkeypatch):

@@ -486,3 +486,8 @@ def test_layers_of_a_real_model_are_found(plain, small_llama):
         assert torch.allclose(model(ids).logits, known, atol=1e-5)
     assert len(plain.calls) == 2 * 4, "q with k and v, o, gate with up, down"
     assert isinstance(model.model.layers[0].self_attn.q_proj, PVQLinear)
+
+
+def test_a_name_is_no_model():
+    with pytest.raises(TypeError, match="model is the name 'out', expected a model: load it first"):
+        pvq.group_projections("out")

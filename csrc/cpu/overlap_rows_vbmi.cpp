@@ -125,13 +125,21 @@ PVQ_INLINE Windows spread_windows(const uint8_t* from, int rings, bool more) {
   return w;
 }
 
-// The bytes of a plane that `byte` names.
+// The bytes of a plane that `byte`, with its top bits, names.
 PVQ_INLINE __m512i look_up(const uint8_t* plane, __m512i byte, __mmask64 top) {
   const __m512i low =
       _mm512_permutex2var_epi8(_mm512_load_si512(plane), byte, _mm512_load_si512(plane + 64));
   const __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(plane + 128), byte,
                                                 _mm512_load_si512(plane + 192));
   return _mm512_mask_blend_epi8(top, low, high);
+}
+// The same for windows of eight bits, or of nine, whose oldest are `old`.
+template <int kWindowBits>
+PVQ_INLINE __m512i look_up(const uint8_t (&planes)[2][256], __m512i byte, __mmask64 top,
+                           __mmask64 old) {
+  const __m512i found = look_up(planes[0], byte, top);
+  if constexpr (kWindowBits == 8) return found;
+  return _mm512_mask_blend_epi8(old, found, look_up(planes[1], byte, top));
 }
 
 // The weights of a unit, y[d] those number d of its groups; of groups of a ring that is not there
@@ -148,18 +156,13 @@ PVQ_INLINE void decode_unit(const OverlapPlanes& planes, const uint8_t* from, in
   } else {
     w = bit_windows<kPairBits>(from, more);
   }
+  constexpr int kBits = Rate::kShape.window_bits;
   const __mmask64 own_top = _mm512_movepi8_mask(w.own);
   const __mmask64 before_top = _mm512_movepi8_mask(w.before);
-  const auto point = [&](const uint8_t (&plane)[2][256], __m512i byte, __mmask64 top, __mmask64 old)
-                         __attribute__((always_inline)) {
-                           const __m512i found = look_up(plane[0], byte, top);
-                           if constexpr (Rate::kShape.window_bits == 8) return found;
-                           return _mm512_mask_blend_epi8(old, found, look_up(plane[1], byte, top));
-                         };
 #pragma GCC unroll 4
   for (int d = 0; d < Rate::kDim; ++d) {
-    y[d] = _mm512_add_epi8(point(planes.at[0][d], w.own, own_top, w.own_old),
-                           point(planes.at[1][d], w.before, before_top, w.before_old));
+    y[d] = _mm512_add_epi8(look_up<kBits>(planes.at[0][d], w.own, own_top, w.own_old),
+                           look_up<kBits>(planes.at[1][d], w.before, before_top, w.before_old));
     if constexpr (Rate::kShape.spread) {
       const __m512i spread = _mm512_set1_epi8(char(planes.spread));
       const __mmask64 up = _mm512_test_epi8_mask(w.behind, _mm512_set1_epi8(char(1 << d)));

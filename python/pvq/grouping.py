@@ -5,6 +5,7 @@ from collections.abc import Hashable, Sequence
 import torch
 from torch import nn
 
+from pvq.arguments import check_model
 from pvq.codes import TILE_ROWS
 from pvq.codes.joined import Joinable, JoinedForm, JoinedProduct, SharedProduct
 from pvq.linear import PVQLinear
@@ -36,7 +37,11 @@ def group_projections(model: nn.Module, names: Sequence[Sequence[str]] = SHARED_
 
     Returns:
         How many groups were made; members of a group are not grouped again.
+
+    Raises:
+        TypeError: if ``model`` is no module.
     """
+    check_model(model)
     made = 0
     for parent in list(model.modules()):
         for siblings in names:

@@ -15,7 +15,7 @@ from pvq.cli.models import add_device, check_writable, chosen_device, load_token
 from pvq.codes.registry import CODES
 from pvq.compare import Comparison, cells_of, compare
 from pvq.compare.cells import Named
-from pvq.compare.plot import import_pyplot, plot
+from pvq.compare.plot import check_format, plot
 from pvq.evaluate import checked_window, tokenize
 from pvq.load import check_exists
 from pvq.rounding.registry import ROUNDINGS
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     except (ValueError, TypeError) as error:
         args.parser.error(str(error))
     if args.plot is not None:
-        import_pyplot()  # says so before hours of work if it is missing
+        check_format(args.plot)  # says so before hours of work
     check_exists(args.model)
     args.work.mkdir(parents=True, exist_ok=True)  # the plot may lie in it
     if args.plot is not None:

@@ -49,6 +49,21 @@ def plot(rows: Sequence[Mapping[str, Any]], file: Path) -> None:
     pyplot.close(figure)
 
 
+def check_format(file: Path) -> None:
+    """Says so before the work if there is no such format.
+
+    Raises:
+        ImportError: if matplotlib is not installed; the text says how to get it.
+        ValueError: if it does not know the ending of ``file``.
+    """
+    import_pyplot()
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    formats = sorted(FigureCanvasBase.get_supported_filetypes())
+    if file.suffix and file.suffix[1:].lower() not in formats:
+        raise ValueError(f"{file} has an unknown format: expected one of {', '.join(formats)}")
+
+
 def import_pyplot() -> Any:
     """matplotlib.pyplot, drawing to files only.
 
