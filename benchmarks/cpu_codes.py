@@ -9,13 +9,11 @@ float32. "x" says how many times faster than ``F.linear`` a product is. Activati
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import interleave, machine, print_machine, write_json
+from timing import interleave, machine, parsed_arguments, print_machine, write_json
 
 from pvq.codes.overlap import WIDTHS, trellis
 
@@ -61,14 +59,7 @@ def time_product(product: Product, dense: torch.Tensor, tokens: int, seconds: fl
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--threads", type=int, help="of torch; its own choice otherwise")
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each cell of the table")
-    parser.add_argument("--json", type=Path, help="also write the cells to this file")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
+    arguments = parsed_arguments(__doc__, seconds=1.0)
     description = machine()
     print_machine(description)
     header = [f"{n} token{'s' if n > 1 else ''}, ms (x)" for n in TOKENS]

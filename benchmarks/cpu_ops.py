@@ -11,13 +11,11 @@ activations. Throughput is in million weights a second.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from timing import Timing, interleave, machine, print_machine, write_json
+from timing import Timing, interleave, machine, parsed_arguments, print_machine, write_json
 
 import pvq  # noqa: F401  registers torch.ops.pvq
 
@@ -125,14 +123,7 @@ def time_codes(seconds: float) -> list[dict]:
 
 def main() -> None:
     """Runs both tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--threads", type=int, help="of torch; its own choice otherwise")
-    parser.add_argument("--seconds", type=float, default=2.0, help="for each line of the tables")
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    torch.manual_seed(0)
+    arguments = parsed_arguments(__doc__, seconds=2.0)
     description = machine()
     print_machine(description)
     with torch.inference_mode():

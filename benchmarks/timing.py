@@ -6,6 +6,7 @@ them alike; times are medians over the rounds, and a ratio is the median of the 
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import time
@@ -79,6 +80,19 @@ def machine() -> dict[str, object]:
         "pvq": info["version"],
         "compiler": info["cxx_compiler"],
     }
+
+
+def parsed_arguments(description: str, *, seconds: float) -> argparse.Namespace:
+    """Those of a benchmark that times cells for ``seconds``; sets threads and torch's seed."""
+    parser = argparse.ArgumentParser(description=description.split("\n\n")[0])
+    parser.add_argument("--threads", type=int, help="of torch; its own choice otherwise")
+    parser.add_argument("--seconds", type=float, default=seconds, help="for each cell or line")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+    return arguments
 
 
 def print_machine(description: dict[str, object]) -> None:

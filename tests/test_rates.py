@@ -462,11 +462,11 @@ def test_sensitivities_of_the_windows_that_are_scored(tmp_path, monkeypatch):
     """The first tokens of a text, all of them, as ``pvq eval --tokens`` takes them."""
     seen = []
 
-    def measure(model, targets, tokens, **options):
+    def measure(model, tokens, **options):
         seen.append(tokens)
         return Sensitivity("kl", options["source"], 1, (1.0,), {"a": (1.0,)}, {"a": 1.0})
 
-    monkeypatch.setattr("pvq.cli.sensitivity.measure_targets", measure)
+    monkeypatch.setattr("pvq.cli.sensitivity.measure_sensitivity", measure)
     file = tmp_path / "layers.json"
     command = ["sensitivity", TINY, file, "--text", DATA / "books.txt", "--tokens", 150]
     command += ["--windows", 3, "--length", 48]

@@ -12,7 +12,7 @@
 namespace {
 
 #define PVQ_INLINE inline __attribute__((always_inline))
-#include "cpu/transpose_avx512.h"
+#include "cpu/byte_products_avx512.h"
 
 // Both halves of 32 bytes are the 16 bytes at p.
 [[gnu::always_inline]] inline __m256i twice(const uint8_t* p) {
@@ -111,9 +111,7 @@ void dot(const int8_t* y, int count, const float* x, int64_t stride, int tokens,
 
 void tile(const int8_t* y, int64_t y_stride, int64_t count, const float* scale, float* tile,
           int64_t stride) {
-  // An int8 in the top byte of an int32 is 2^24 times its value.
   const __m512 unit = _mm512_mul_ps(_mm512_loadu_ps(scale), _mm512_set1_ps(1.0f / (1 << 24)));
-  const __m512i top = _mm512_set1_epi32(int(0xFF000000));
   for (int64_t i = 0; i < count; i += 64) {
     const int64_t left = count - i;
     const __mmask16 there = left < 64 ? __mmask16((1u << left / 4) - 1) : __mmask16(0xFFFF);
@@ -123,12 +121,9 @@ void tile(const int8_t* y, int64_t y_stride, int64_t count, const float* scale, 
     transpose(rows, fours);
     for (int64_t q = 0; q < 16 && 4 * q < left; ++q) {
       float* const out = tile + (i + 4 * q) * stride;
-      const __m512i bytes = fours[q];
-      const __m512i at[4] = {_mm512_slli_epi32(bytes, 24), _mm512_slli_epi32(bytes, 16),
-                             _mm512_slli_epi32(bytes, 8), bytes};
-      for (int b = 0; b < 4; ++b)
-        _mm512_storeu_ps(out + b * stride,
-                         _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_and_si512(at[b], top)), unit));
+      for_each_byte([&](auto b) __attribute__((always_inline)) {
+        _mm512_storeu_ps(out + b * stride, _mm512_mul_ps(to_floats<b>(fours[q]), unit));
+      });
     }
   }
 }

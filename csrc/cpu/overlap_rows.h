@@ -13,6 +13,9 @@
 namespace pvq {
 
 constexpr int kUnitGroups = 64;
+// The most tokens of products straight from the stored rows: for these few they are faster than
+// tiles, and their sums stay in registers.
+constexpr int kMostDirectTokens = 6;
 
 // The table of a code by point and weight, for look-ups by byte: at[point][weight][old][byte] is of
 // the window whose newest eight bits are `byte`, and whose oldest of nine is `old`.
@@ -26,9 +29,6 @@ struct OverlapPlanes {
 };
 
 struct OverlapRows {
-  // The most tokens that `direct` takes; for these few it is faster than tiles.
-  int direct_tokens;
-
   // y [128 * rings] = the integers of so many rings; rings is 1, or 2 where a unit has two.
   // `readable`: bytes from rings_at on, in the rings or behind them.
   void (*decode)(const OverlapPlanes& planes, const uint8_t* rings_at, int rings, int64_t readable,

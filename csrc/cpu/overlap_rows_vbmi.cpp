@@ -16,10 +16,10 @@
 namespace {
 
 #define PVQ_INLINE inline __attribute__((always_inline))
+#include "cpu/byte_products_avx512.h"
 
 using pvq::OverlapPlanes;
 
-constexpr int kDirectTokens = 6;  // as many sums as registers hold beside the points
 constexpr int kRing = pvq::kOverlapBlock;
 constexpr int kReach = 112;  // bytes from a unit's first on that loads may touch
 
@@ -226,31 +226,12 @@ void pack_units(const float* x, int64_t cols, int64_t columns, int tokens, int64
     }
 }
 
-// Byte kByte of each int32 as a float, 2^24 times its value.
-template <int kByte>
-PVQ_INLINE __m512 to_floats(__m512i bytes) {
-  if constexpr (kByte == 0) return _mm512_cvtepi32_ps(_mm512_slli_epi32(bytes, 24));
-  if constexpr (kByte == 3)
-    return _mm512_cvtepi32_ps(_mm512_and_si512(bytes, _mm512_set1_epi32(int(0xFF000000))));
-  constexpr __mmask64 kTop = 0x8888888888888888u;
-  const __m512i from =
-      _mm512_set4_epi32((12 + kByte) << 24, (8 + kByte) << 24, (4 + kByte) << 24, kByte << 24);
-  return _mm512_cvtepi32_ps(_mm512_maskz_shuffle_epi8(kTop, bytes, from));
-}
-
 template <int kPairBits, int kTokens>
 PVQ_INLINE void direct_row(const OverlapPlanes& planes, const uint8_t* row, const uint8_t* rows_end,
                            int64_t columns, int64_t first, int64_t end, float scale,
                            const float* packed, float* c, int64_t stride) {
   using Rate = ::Rate<kPairBits>;
-  // Several sums a token while tokens are few: one chain of dependent additions would bound the
-  // speed.
-  constexpr int kChains = kTokens == 1 ? 4 : kTokens <= 3 ? 2 : 1;
-  __m512 sum[kTokens][kChains];
-#pragma GCC unroll 8
-  for (int t = 0; t < kTokens; ++t)
-#pragma GCC unroll 4
-    for (int n = 0; n < kChains; ++n) sum[t][n] = _mm512_setzero_ps();
+  Sums<kTokens> sums;
   const float* from = packed + first * kTokens * Rate::kUnitColumns;
   for (int64_t unit = first; unit < end; ++unit, from += kTokens * Rate::kUnitColumns) {
     __m512i y[Rate::kDim];
@@ -258,46 +239,15 @@ PVQ_INLINE void direct_row(const OverlapPlanes& planes, const uint8_t* row, cons
     const uint8_t* at = row + unit * Rate::kUnitBytes;
     decode_unit<kPairBits>(planes, at, rings, rows_end - at >= kReach, y);
 #pragma GCC unroll 4
-    for (int d = 0; d < Rate::kDim; ++d) {
-      const __m512 w[4] = {to_floats<0>(y[d]), to_floats<1>(y[d]), to_floats<2>(y[d]),
-                           to_floats<3>(y[d])};
-#pragma GCC unroll 4
-      for (int b = 0; b < 4; ++b)
-#pragma GCC unroll 8
-        for (int t = 0; t < kTokens; ++t) {
-          __m512& s = sum[t][b % kChains];
-          s = _mm512_fmadd_ps(w[b],
-                              _mm512_loadu_ps(from + t * Rate::kUnitColumns + d * 64 + b * 16), s);
-        }
-    }
+    for (int d = 0; d < Rate::kDim; ++d)
+      for_each_byte([&](auto b) __attribute__((always_inline)) {
+        sums.add(b, to_floats<b>(y[d]), from + d * 64 + b * 16, Rate::kUnitColumns);
+      });
   }
-#pragma GCC unroll 8
-  for (int t = 0; t < kTokens; ++t) {
-#pragma GCC unroll 4
-    for (int n = 1; n < kChains; ++n) sum[t][0] = _mm512_add_ps(sum[t][0], sum[t][n]);
-    c[t * stride] += scale * _mm512_reduce_add_ps(sum[t][0]);
-  }
-}
-
-template <int kPairBits, int kTokens = kDirectTokens>
-void direct_rows(const OverlapPlanes& planes, const uint8_t* rows, int64_t row_bytes, int64_t count,
-                 int64_t columns, int64_t first, int64_t end, const float* scale,
-                 const float* packed, int tokens, float* c, int64_t stride) {
-  if constexpr (kTokens > 1) {
-    if (tokens < kTokens)
-      return direct_rows<kPairBits, kTokens - 1>(planes, rows, row_bytes, count, columns, first,
-                                                 end, scale, packed, tokens, c, stride);
-  }
-  for (int64_t r = 0; r < count; ++r)
-    direct_row<kPairBits, kTokens>(planes, rows + r * row_bytes, rows + count * row_bytes, columns,
-                                   first, end, scale[r], packed, c + r, stride);
+  sums.add_to(c, stride, scale);
 }
 
 // call(pair_bits) with those of the code as a constant.
-template <int I>
-struct Constant {
-  constexpr operator int() const { return I; }
-};
 template <class Call>
 PVQ_INLINE void with_rate(const OverlapPlanes& planes, const Call& call) {
   switch (planes.pair_bits) {
@@ -329,12 +279,15 @@ void direct(const OverlapPlanes& planes, const uint8_t* rows, int64_t row_bytes,
             int64_t columns, int64_t first, int64_t end, const float* scale, const float* packed,
             int tokens, float* c, int64_t stride) {
   with_rate(planes, [&](auto rate) {
-    direct_rows<rate>(planes, rows, row_bytes, count, columns, first, end, scale, packed, tokens, c,
-                      stride);
+    with_tokens<pvq::kMostDirectTokens>(tokens, [&](auto n) {
+      for (int64_t r = 0; r < count; ++r)
+        direct_row<rate, n>(planes, rows + r * row_bytes, rows + count * row_bytes, columns, first,
+                            end, scale[r], packed, c + r, stride);
+    });
   });
 }
 
 }  // namespace
 
-const pvq::OverlapRows pvq::overlap_rows_vbmi = {kDirectTokens, &decode, &pack, &direct};
+const pvq::OverlapRows pvq::overlap_rows_vbmi = {&decode, &pack, &direct};
 #endif

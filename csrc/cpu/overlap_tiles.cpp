@@ -9,8 +9,6 @@
 namespace pvq {
 namespace {
 
-constexpr int64_t kPanelRows = 32;
-
 // The sums of 16 parts each.
 void add_parts(int64_t tokens, float (*sum)[16], float scale, float* out, int64_t stride) {
   for (int64_t t = 0; t < tokens; ++t) {
@@ -20,32 +18,31 @@ void add_parts(int64_t tokens, float (*sum)[16], float scale, float* out, int64_
   }
 }
 
-// out [tokens, rows] straight from the stored rows, block after block of each. A panel is a number
-// of rows.
+// out [tokens, rows] straight from the stored rows, block after block of each.
 class OverlapProduct final : public Product {
  public:
-  static constexpr int64_t kMostTokens = 6;
-
   OverlapProduct(const OverlapView& code, int64_t tokens)
       : code_(code), decoder_(overlap_decoder()), tokens_(tokens) {
-    panels_ = divide_up(code.rows, kPanelRows);
+    panels_ = divide_up(code.rows, kStoredRows);
   }
 
   void pack(const float*, int64_t, int64_t, void*) const override {}
 
   int64_t multiply(const void* packed, int64_t begin, int64_t end, float* out) const override {
     const auto* x = static_cast<const float*>(packed);
-    for (int64_t r = begin * kPanelRows; r < std::min(end * kPanelRows, code_.rows); ++r) {
-      float sum[kMostTokens][16] = {};
-      int8_t y[kOverlapBlock];
-      for (int64_t c = 0; c < code_.cols; c += kOverlapBlock) {
-        const int64_t count = std::min<int64_t>(kOverlapBlock, code_.cols - c);
-        decode_overlap(code_, r, c, c + count, y);
-        decoder_.dot(y, int(count), x + c, code_.cols, int(tokens_), sum);
-      }
-      for (int64_t t = 0; t < tokens_; ++t) out[t * code_.rows + r] = 0;
-      add_parts(tokens_, sum, code_.scale(r), out + r, code_.rows);
-    }
+    for_row_panels(code_, begin, end, tokens_, out,
+                   [&](int64_t r0, int64_t count, const float* scale) {
+                     for (int64_t r = 0; r < count; ++r) {
+                       float sum[kMostDirectTokens][16] = {};
+                       int8_t y[kOverlapBlock];
+                       for (int64_t c = 0; c < code_.cols; c += kOverlapBlock) {
+                         const int64_t width = std::min<int64_t>(kOverlapBlock, code_.cols - c);
+                         decode_overlap(code_, r0 + r, c, c + width, y);
+                         decoder_.dot(y, int(width), x + c, code_.cols, int(tokens_), sum);
+                       }
+                       add_parts(tokens_, sum, scale[r], out + r0 + r, code_.rows);
+                     }
+                   });
     return kNoRow;
   }
 
@@ -55,9 +52,8 @@ class OverlapProduct final : public Product {
   const int64_t tokens_;
 };
 
-// The same in units of whole rings, whose activations are packed, and stay in the first-level cache
-// while all rows of a panel meet them. Behind them, as they are, those of the last ring if it is
-// shorter.
+// The same in units of whole rings, whose activations are packed. Behind them, as they are, those
+// of the last ring if it is shorter.
 class OverlapRowsProduct final : public Product {
  public:
   OverlapRowsProduct(const OverlapView& code, int64_t tokens)
@@ -68,7 +64,7 @@ class OverlapRowsProduct final : public Product {
         units_(divide_up(code.ring_columns(), unit_columns_)),
         rest_(code.cols - code.ring_columns()),
         block_units_(std::max<int64_t>(1, kBlockFloats / (tokens * unit_columns_))) {
-    panels_ = divide_up(code.rows, kPanelRows);
+    panels_ = divide_up(code.rows, kStoredRows);
     packed_bytes_ = size_t((units_ * unit_columns_ + rest_) * tokens) * sizeof(float);
     pack_units_ = divide_up(units_, kPackUnits) + (rest_ > 0);
   }
@@ -86,33 +82,26 @@ class OverlapRowsProduct final : public Product {
 
   int64_t multiply(const void* packed, int64_t begin, int64_t end, float* out) const override {
     const auto* x = static_cast<const float*>(packed);
-    float scale[kPanelRows];
-    for (int64_t r0 = begin * kPanelRows; r0 < std::min(end * kPanelRows, code_.rows);
-         r0 += kPanelRows) {
-      const int64_t count = std::min(kPanelRows, code_.rows - r0);
-      for (int64_t r = 0; r < count; ++r) scale[r] = code_.scale(r0 + r);
-      for (int64_t t = 0; t < tokens_; ++t) std::fill_n(out + t * code_.rows + r0, count, 0.0f);
-      for (int64_t unit = 0; unit < units_; unit += block_units_)
-        code_.ring_rows->direct(*code_.planes, code_.row(r0), code_.row_bytes(), count,
-                                code_.ring_columns(), unit, std::min(unit + block_units_, units_),
-                                scale, x, int(tokens_), out + r0, code_.rows);
-      for (int64_t r = r0; r < r0 + count && rest_ > 0; ++r) {
-        float sum[kMostRestTokens][16] = {};
-        int8_t y[kOverlapBlock];
-        decode_overlap(code_, r, code_.ring_columns(), code_.cols, y);
-        decoder_.dot(y, int(rest_), rest_of(x), rest_, int(tokens_), sum);
-        add_parts(tokens_, sum, code_.scale(r), out + r, code_.rows);
-      }
-    }
+    for_row_panels(code_, begin, end, tokens_, out,
+                   [&](int64_t r0, int64_t count, const float* scale) {
+                     for (int64_t unit = 0; unit < units_; unit += block_units_)
+                       code_.ring_rows->direct(*code_.planes, code_.row(r0), code_.row_bytes(),
+                                               count, code_.ring_columns(), unit,
+                                               std::min(unit + block_units_, units_), scale, x,
+                                               int(tokens_), out + r0, code_.rows);
+                     for (int64_t r = 0; r < count && rest_ > 0; ++r) {
+                       float sum[kMostDirectTokens][16] = {};
+                       int8_t y[kOverlapBlock];
+                       decode_overlap(code_, r0 + r, code_.ring_columns(), code_.cols, y);
+                       decoder_.dot(y, int(rest_), rest_of(x), rest_, int(tokens_), sum);
+                       add_parts(tokens_, sum, scale[r], out + r0 + r, code_.rows);
+                     }
+                   });
     return kNoRow;
   }
 
-  static bool takes(const OverlapView& code, int64_t tokens) {
-    return code.ring_rows && tokens <= code.ring_rows->direct_tokens && tokens <= kMostRestTokens;
-  }
-
  private:
-  static constexpr int64_t kBlockFloats = 8192, kPackUnits = 4, kMostRestTokens = 16;
+  static constexpr int64_t kPackUnits = 4;
 
   template <class T>
   T* rest_of(T* packed) const {
@@ -161,11 +150,9 @@ int64_t OverlapTiles::fill(int64_t i0, int64_t i1, int64_t l0, int64_t l1, float
 }
 
 std::unique_ptr<Product> OverlapTiles::make_direct(int64_t tokens) const {
-  if (transposed_) return nullptr;
-  if (OverlapRowsProduct::takes(code_, tokens))
-    return std::make_unique<OverlapRowsProduct>(code_, tokens);
-  if (tokens <= OverlapProduct::kMostTokens) return std::make_unique<OverlapProduct>(code_, tokens);
-  return nullptr;
+  if (transposed_ || tokens > kMostDirectTokens) return nullptr;
+  if (code_.ring_rows) return std::make_unique<OverlapRowsProduct>(code_, tokens);
+  return std::make_unique<OverlapProduct>(code_, tokens);
 }
 
 }  // namespace pvq

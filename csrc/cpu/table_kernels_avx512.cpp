@@ -30,7 +30,7 @@ constexpr int kChunk = 64;  // int8 in a vector
 // registers.
 constexpr int kDirectTokens = 6;
 
-#include "cpu/transpose_avx512.h"
+#include "cpu/byte_products_avx512.h"
 
 struct alignas(64) Words {
   int16_t pair[2][pvq::kTablePoints];  // coordinates 0 and 1, 2 and 3, the even one in the low byte
@@ -132,38 +132,9 @@ class Table<4> {
 template <int kBits>
 constexpr float kUnit = kBits == 3 ? 1.0f / (1 << 23) : 1.0f / (1 << 24);
 
-// Byte kByte of each int32 as a float, 1 / kUnit times its weight.
-template <int kBits, int kByte>
-PVQ_INLINE __m512 to_floats(__m512i bytes) {
-  const __m512i half = _mm512_set1_epi32(kBits == 3 ? 1 << 23 : 0);
-  constexpr __mmask64 kTop = 0x8888888888888888u;
-  __m512i top;
-  if constexpr (kByte == 3) {
-    // (bytes & ff000000) | half
-    top = _mm512_ternarylogic_epi32(bytes, _mm512_set1_epi32(0xFF000000), half, 0xEA);
-  } else if constexpr (kByte == 0 && kBits != 3) {
-    top = _mm512_slli_epi32(bytes, 24);
-  } else {
-    const __m512i from =
-        _mm512_set4_epi32((12 + kByte) << 24, (8 + kByte) << 24, (4 + kByte) << 24, kByte << 24);
-    top = _mm512_mask_shuffle_epi8(half, kTop, bytes, from);
-  }
-  return _mm512_cvtepi32_ps(top);
-}
-
-template <int I>
-struct Constant {
-  constexpr operator int() const { return I; }
-};
-
-// f(0), f(1), f(2), f(3) with constants.
-template <class F>
-PVQ_INLINE void for_each_byte(const F& f) {
-  f(Constant<0>{});
-  f(Constant<1>{});
-  f(Constant<2>{});
-  f(Constant<3>{});
-}
+// What to_floats adds to each: at 3 bits half of a byte's unit.
+template <int kBits>
+constexpr int kHalf = kBits == 3 ? 1 << 23 : 0;
 
 // --- fill
 // -------------------------------------------------------------------------------------------
@@ -191,7 +162,8 @@ void fill(const uint8_t* const* rows, int64_t cols, int64_t c0, int64_t c1, cons
       for (int q = 0; q < 16 && first + 4 * q < c1; ++q) {
         float* out = tile + (first - c0 + 4 * q) * stride;
         for_each_byte([&](auto b) __attribute__((always_inline)) {
-          _mm512_storeu_ps(out + b * stride, _mm512_mul_ps(to_floats<kBits, b>(fours[q]), unit));
+          _mm512_storeu_ps(out + b * stride,
+                           _mm512_mul_ps(to_floats<b, kHalf<kBits>>(fours[q]), unit));
         });
       }
     }
@@ -218,14 +190,7 @@ void pack(const float* a, int64_t cols, int64_t c0, int64_t c1, int tokens, floa
 template <int kBits, int kTokens>
 PVQ_INLINE void direct_row(const Table<kBits>& table, const uint8_t* row, int64_t cols, int64_t c0,
                            int64_t c1, float scale, const float* x, float* c, int64_t stride) {
-  // Several sums a token while tokens are few: one chain of dependent additions would bound the
-  // speed.
-  constexpr int kChains = kTokens == 1 ? 4 : kTokens <= 3 ? 2 : 1;
-  __m512 sum[kTokens][kChains];
-#pragma GCC unroll 8
-  for (int t = 0; t < kTokens; ++t)
-#pragma GCC unroll 4
-    for (int n = 0; n < kChains; ++n) sum[t][n] = _mm512_setzero_ps();
+  Sums<kTokens> sums;
   const float* from = x + c0 * kTokens;
   for (int64_t column = c0; column < c1; column += kRun) {
     __m512i bytes[2];
@@ -233,34 +198,20 @@ PVQ_INLINE void direct_row(const Table<kBits>& table, const uint8_t* row, int64_
 #pragma GCC unroll 2
     for (int half = 0; half < 2; ++half, from += kChunk * kTokens)
       for_each_byte([&](auto b) __attribute__((always_inline)) {
-        const __m512 w = to_floats<kBits, b>(bytes[half]);
-#pragma GCC unroll 8
-        for (int t = 0; t < kTokens; ++t) {
-          __m512& s = sum[t][b % kChains];
-          s = _mm512_fmadd_ps(w, _mm512_loadu_ps(from + t * kChunk + b * 16), s);
-        }
+        sums.add(b, to_floats<b, kHalf<kBits>>(bytes[half]), from + b * 16, kChunk);
       });
   }
-#pragma GCC unroll 8
-  for (int t = 0; t < kTokens; ++t) {
-#pragma GCC unroll 4
-    for (int n = 1; n < kChains; ++n) sum[t][0] = _mm512_add_ps(sum[t][0], sum[t][n]);
-    c[t * stride] += scale * _mm512_reduce_add_ps(sum[t][0]);
-  }
+  sums.add_to(c, stride, scale);
 }
 
-template <int kBits, int kTokens = kDirectTokens>
+template <int kBits>
 void direct(const uint8_t* rows, int64_t row_bytes, int64_t count, int64_t cols, int64_t c0,
             int64_t c1, const float* scale, const float* x, int tokens, float* c, int64_t stride) {
-  if constexpr (kTokens > 1) {
-    if (tokens < kTokens)
-      return direct<kBits, kTokens - 1>(rows, row_bytes, count, cols, c0, c1, scale, x, tokens, c,
-                                        stride);
-  }
-  const Table<kBits> table;
-  for (int64_t r = 0; r < count; ++r)
-    direct_row<kBits, kTokens>(table, rows + r * row_bytes, cols, c0, c1, scale[r], x, c + r,
-                               stride);
+  with_tokens<kDirectTokens>(tokens, [&](auto n) {
+    const Table<kBits> table;
+    for (int64_t r = 0; r < count; ++r)
+      direct_row<kBits, n>(table, rows + r * row_bytes, cols, c0, c1, scale[r], x, c + r, stride);
+  });
 }
 
 template <int kBits>

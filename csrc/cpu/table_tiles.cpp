@@ -9,8 +9,7 @@
 namespace pvq {
 namespace {
 
-// out [tokens, rows] straight from the stored rows. A panel is a number of rows; columns are taken
-// in blocks whose activations stay in the first-level cache while all rows of the panel meet them.
+// out [tokens, rows] straight from the stored rows.
 class TableProduct final : public Product {
  public:
   TableProduct(const TableView& code, int64_t tokens)
@@ -18,7 +17,7 @@ class TableProduct final : public Product {
         kernels_(table_kernels(code.bits)),
         tokens_(tokens),
         block_columns_(round_down(kBlockFloats / tokens, kernels_.direct_step)) {
-    panels_ = divide_up(code.rows, kPanelRows);
+    panels_ = divide_up(code.rows, kStoredRows);
     if (kernels_.pack) {
       packed_bytes_ = kernels_.packed_columns(code.cols) * tokens * sizeof(float);
       pack_units_ = divide_up(code.cols, kPackColumns);
@@ -32,22 +31,18 @@ class TableProduct final : public Product {
 
   int64_t multiply(const void* packed, int64_t begin, int64_t end, float* out) const override {
     const auto* x = static_cast<const float*>(packed);
-    float scale[kPanelRows];
-    for (int64_t r0 = begin * kPanelRows; r0 < std::min(end * kPanelRows, code_.rows);
-         r0 += kPanelRows) {
-      const int64_t count = std::min(kPanelRows, code_.rows - r0);
-      for (int64_t r = 0; r < count; ++r) scale[r] = code_.scale(r0 + r);
-      for (int64_t t = 0; t < tokens_; ++t) std::fill_n(out + t * code_.rows + r0, count, 0.0f);
-      for (int64_t c0 = 0; c0 < code_.cols; c0 += block_columns_)
-        kernels_.direct(code_.row(r0), code_.row_bytes(), count, code_.cols, c0,
-                        std::min(c0 + block_columns_, code_.cols), scale, x, int(tokens_), out + r0,
-                        code_.rows);
-    }
+    for_row_panels(code_, begin, end, tokens_, out,
+                   [&](int64_t r0, int64_t count, const float* scale) {
+                     for (int64_t c0 = 0; c0 < code_.cols; c0 += block_columns_)
+                       kernels_.direct(code_.row(r0), code_.row_bytes(), count, code_.cols, c0,
+                                       std::min(c0 + block_columns_, code_.cols), scale, x,
+                                       int(tokens_), out + r0, code_.rows);
+                   });
     return kNoRow;
   }
 
  private:
-  static constexpr int64_t kPanelRows = 32, kBlockFloats = 8192, kPackColumns = 1024;
+  static constexpr int64_t kPackColumns = 1024;
 
   const TableView& code_;
   const TableKernels& kernels_;

@@ -86,8 +86,6 @@ def check_exists(name: str) -> None:
 
 def _check_method(folder: Path) -> None:
     config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise FileNotFoundError(f"{folder} has no config.json: it is no model folder")
     try:
         config = json.loads(config_file.read_text())
     except ValueError as error:

@@ -9,10 +9,9 @@ from transformers import AutoModelForCausalLM
 
 from pvq.calibration import calibration_tokens
 from pvq.cli.models import add_device, check_writable, chosen_device, load_tokenizer
-from pvq.config import PVQConfig
 from pvq.load import check_exists
-from pvq.plan import make_plan
-from pvq.rates.sensitivity import DEFAULT_LEVELS, LOSSES, measure_targets, random_tokens
+from pvq.rates.measure import measure_sensitivity
+from pvq.rates.sensitivity import DEFAULT_LEVELS, LOSSES, random_tokens
 
 NAME = "sensitivity"
 HELP = "measure which layers matter, for quantize --budget"
@@ -84,14 +83,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             length=length,
             max_tokens=args.tokens,
         )
-    plan = make_plan(
-        *(model, PVQConfig(code="higgs")),  # a code that every layer fits: none is quantized here
+    sensitivity = measure_sensitivity(
+        *(model, tokens),
         skip=args.skip,
         embeddings=args.embeddings,
         head=args.head,
-    )
-    sensitivity = measure_targets(
-        *(model, plan.targets, tokens),
         loss=args.loss,
         levels=args.levels,
         source="random tokens" if args.text is None else f"text {Path(args.text).name}",

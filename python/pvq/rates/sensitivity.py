@@ -161,22 +161,9 @@ def measure_targets(
     seed: int = 0,
     progress: bool = True,
 ) -> Sensitivity:
-    """Measures every layer: ``windows * layers * (levels + 1)`` passes, twice that with ``nll``.
+    """The increases of some layers, ``targets`` of :func:`pvq.plan.make_plan`.
 
-    Args:
-        model: dense, in evaluation mode; its weights are changed on the way and put back. Figures
-            below about 1e-4 nats need a model in float32.
-        targets: the layers, of :func:`pvq.plan.make_plan`.
-        tokens: [windows, length] int64, such as :func:`random_tokens` or
-            :func:`pvq.calibration_tokens` make. Each window gets noise of its own.
-        loss: ``"kl"`` or ``"nll"``.
-        levels: relative squared sizes of the noise, each above 0 and up to 1.
-        source: of the tokens, in words.
-        seed: of the noise.
-        progress: whether to show a bar on stderr.
-
-    Returns:
-        The increases.
+    The rest is as :func:`pvq.measure_sensitivity` says.
 
     Raises:
         ValueError: on an unknown loss, a level out of range, or no window of two tokens; or if a
