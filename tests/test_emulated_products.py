@@ -29,10 +29,10 @@ from pvq.codes.overlap_fragments import OverlapFragments
 ROOT = Path(__file__).parents[1]
 SOURCES = (
     "activation_points", "activation_rows", "activations", "index_expand", "index_matmul",
-    "index_tables", "index_wide_16", "index_wide_8", "overlap_dequantize", "overlap_product_4",
+    "index_narrow_16", "index_narrow_8", "index_tables", "index_wide_16", "index_wide_8", "overlap_dequantize", "overlap_product_4",
     "overlap_product_5", "overlap_product_6", "overlap_product_7", "overlap_product_8",
     "overlap_wide_4", "overlap_wide_5", "overlap_wide_6", "overlap_wide_7", "overlap_wide_8",
-    "plane_matmul", "plane_wide_4", "plane_wide_6", "plane_wide_8", "table_matmul",
+    "plane_expand", "plane_matmul", "plane_wide_4", "plane_wide_6", "plane_wide_8", "table_matmul",
     "table_points", "table_product_2", "table_product_3", "table_product_4", "table_wide_2",
     "table_wide_3", "table_wide_4", "wide_plan",
 )  # fmt: skip
@@ -204,6 +204,19 @@ def test_plane_products(products, bits, group, rows, cols, tokens, block, proces
     assert relative_error(found, rotate(x.double(), block, 5) @ w.T) < 1e-3
 
 
+@pytest.mark.parametrize("bits", [4, 6, 8])
+@pytest.mark.parametrize("group", [8, 16])
+@pytest.mark.parametrize(("rows", "cols"), [(16, 128), (37, 1280), (210, 256)])
+def test_planes_become_the_same_weights(products, bits, group, rows, cols):
+    y, scale = random_planes(rows, cols, bits, group, seed=rows)
+    row_scale = (torch.randn(rows, generator=torch.Generator().manual_seed(1)) / 64).bfloat16()
+    w = y.double() * scale.double().repeat_interleave(group, 1) * row_scale.double()[:, None]
+    fragments = pack_planes(y, scale, bits)
+    out = call(products, "plane_expand", (rows, cols, bits, group), (fragments, row_scale))
+    found = out.view(torch.float16).view(rows, cols).double()
+    assert ((found - w).abs() <= w.abs() * 2.0**-11 * 1.01 + 2.0**-25).all()
+
+
 def run_index(program, kind, code, shape, fragments, row_scale, x, rest):
     """float16 results of `products index` or `index_expand`; shape: rows, columns and tokens."""
     _, _, gain_bits = code
@@ -224,10 +237,14 @@ INDEX_CASES = [
     (code, shape)
     for i, code in enumerate(CODES)
     for j, shape in enumerate(
-        [(40, 256, 1, 128, 3), (530, 512, 12, 512, 5), (300, 640, 8, 0, 4), (130, 256, 70, 256, 3)]
+        [
+            (40, 256, 1, 128, 3), (530, 512, 12, 512, 5), (300, 640, 8, 0, 4),
+            (130, 256, 70, 256, 3), (40, 5120, 2, 1024, 4), (300, 640, 1, 0, 3),
+            (1000, 128, 2, 128, 2), (40, 256, 4, 128, 3),
+        ]
     )
     if i < 4 or j % 4 == i % 4
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("code", "shape"), INDEX_CASES)

@@ -79,23 +79,30 @@ def test_words_of_all_points(dim, pulses):
     stream = pack(torch.arange(count)[:, None], _core.index_bits(dim, pulses))
     y = ops.decode(stream, dim, pulses, 1).view(count, dim).to(torch.int8)
     y = torch.cat([y, torch.zeros(1, dim, dtype=torch.int8)])
-    words = regions.encode(y, pulses)
-    assert len(words.unique()) == count + 1
-    assert words.min() >= 0
-    assert words.max() < 1 << regions.word_bits(dim, pulses)
-    assert torch.equal(regions.decode(words, dim, pulses), y)
+    for gain_bits in (0, 3):
+        gain = torch.arange(len(y)) % (1 << gain_bits)
+        numbers = regions.encode(y, gain, pulses, gain_bits)
+        assert len(numbers.unique()) == count + 1
+        assert numbers.min() >= 0
+        assert numbers.max() < 1 << regions.number_bits(dim, pulses, gain_bits)
+        found, codes = regions.decode(numbers, dim, pulses, gain_bits)
+        assert torch.equal(found, y)
+        assert torch.equal(codes, gain)
 
 
 @pytest.mark.parametrize("dim", [8, 16])
 def test_words_of_every_size_are_hardly_wider_than_the_index(dim):
     for pulses in range(4, 33):
-        width = regions.word_bits(dim, pulses)
-        more = width - _core.index_bits(dim, pulses)
-        assert more <= (0 if pulses >= 16 and pulses != 22 else 1 if pulses >= 7 else 2)
+        more = regions.number_bits(dim, pulses, 0) - _core.index_bits(dim, pulses)
+        assert more <= (0 if pulses in (13, 28) else 1 if pulses >= 7 else 2)
         y = torch.cat([random_points(2000, dim, pulses), extreme_points(dim, pulses)])
-        words = regions.encode(y, pulses)
-        assert words.max() < 1 << width
-        assert torch.equal(regions.decode(words, dim, pulses), y)
+        for gain_bits in (0, 8):
+            gain = torch.randint(0, 1 << gain_bits, y.shape[:1])
+            numbers = regions.encode(y, gain, pulses, gain_bits)
+            assert numbers.max() < 1 << regions.number_bits(dim, pulses, gain_bits)
+            found, codes = regions.decode(numbers, dim, pulses, gain_bits)
+            assert torch.equal(found, y)
+            assert torch.equal(codes, gain)
 
 
 def test_there_are_no_words_of_other_sizes():
@@ -115,7 +122,7 @@ def number_at(fragments, dim, bits, chunks, row, group):
     s, i = (0, 2 * b + u) if dim == 16 else (b, 2 * u + h)
     lane = 4 * g + t
     data = fragments[((tile * chunks + chunk) * sets + s) * 16 * bits :][: 16 * bits]
-    number, place, begin = 0, 0, 0
+    number, begin = 0, 0
     for width in (32, 16, 8, 4, 2, 1):
         if not bits & width:
             continue
@@ -124,8 +131,7 @@ def number_at(fragments, dim, bits, chunks, row, group):
         else:
             held = data[begin + lane * width // 2 :][: width // 2].tobytes()
             field = int.from_bytes(held, "little") >> (width * i) & ((1 << width) - 1)
-        number |= field << place
-        place += width
+        number = number << width | field
         begin += 16 * width
     return number
 

@@ -11,10 +11,10 @@ namespace py = pybind11;
 
 namespace {
 
-template <class F>
-py::array_t<int64_t> column(const std::vector<pvq::Region>& regions, F field) {
-  py::array_t<int64_t> values(py::ssize_t(regions.size()));
-  std::transform(regions.begin(), regions.end(), values.mutable_data(), field);
+template <class T, class F>
+py::array_t<int64_t> column(const std::vector<T>& items, F field) {
+  py::array_t<int64_t> values(py::ssize_t(items.size()));
+  std::transform(items.begin(), items.end(), values.mutable_data(), field);
   return values;
 }
 
@@ -37,9 +37,14 @@ py::dict regions(int dim, int pulses) {
   py::dict tables;
   tables["bits"] = r.bits;
   tables["unit_bits"] = r.unit_bits;
+  tables["cell_bits"] = r.cell_bits;
+  tables["split"] = r.split;
   tables["pulses"] = leaves;
-  tables["step"] = column(r.regions, [](const pvq::Region& x) { return x.step; });
   tables["first"] = column(r.regions, [](const pvq::Region& x) { return x.first; });
+  tables["cell"] = column(r.regions, [](const pvq::Region& x) { return x.cell; });
+  tables["slot"] = column(r.regions, [](const pvq::Region& x) { return x.slot; });
+  tables["cell_region"] = column(r.cells, [](const pvq::RegionCell& x) { return x.first_region; });
+  tables["slot_bits"] = column(r.cells, [](const pvq::RegionCell& x) { return x.slot_bits; });
   tables["count"] = array(r.count);
   tables["share"] = array(r.share);
   tables["start"] = array(r.start);

@@ -1,6 +1,7 @@
 #include "core/regions.h"
 
 #include <algorithm>
+#include <bit>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -27,6 +28,27 @@ bool leads(const int16_t* y) {
   return true;
 }
 
+// The fractions that a region must tell apart.
+uint64_t fractions_of(const Regions& r, const Region& region) {
+  uint64_t fractions = 1;
+  for (int l = 0; l < 4; ++l) fractions *= r.fraction_count(l, region.pulses[l]);
+  return fractions;
+}
+
+// The most that a region has.
+uint64_t largest_fraction(const Regions& r) {
+  uint64_t most = 0;
+  for (int k1 = 0; k1 <= r.pulses; ++k1)
+    for (int k2 = 0; k1 + k2 <= r.pulses; ++k2)
+      for (int k3 = 0; k1 + k2 + k3 <= r.pulses; ++k3)
+        most = std::max(most, fractions_of(r, {{uint8_t(k1), uint8_t(k2), uint8_t(k3),
+                                                uint8_t(r.pulses - k1 - k2 - k3)},
+                                               0,
+                                               0,
+                                               0}));
+  return most;
+}
+
 // How many values q need so that q * share reaches the last of `count` cells of 2^32.
 uint64_t values_of(uint64_t count, uint64_t share) { return divide_up(count * kOne, share); }
 
@@ -49,7 +71,7 @@ const Regions& Regions::get(int dim, int pulses) {
   return *entry;
 }
 
-Regions::Regions(int dim_, int pulses_) : dim(dim_), pulses(pulses_), bits(0), unit_bits(0) {
+Regions::Regions(int dim_, int pulses_) : dim(dim_), pulses(pulses_), bits(0) {
   for (int k = 0; k <= pulses; ++k) {
     start.push_back(uint32_t(points.size()));
     const uint64_t all = leaf::count(4, uint64_t(k));
@@ -66,55 +88,46 @@ Regions::Regions(int dim_, int pulses_) : dim(dim_), pulses(pulses_), bits(0), u
   }
   start.push_back(uint32_t(points.size()));
 
+  if (dim == 16)
+    while (largest_fraction(*this) > kOne) split += 2;
   bits = index_bits(dim, pulses) - dim / 4;
-  while (!(dim == 8 ? place_by_unit(bits) : place_by_class(bits))) ++bits;
+  while (!(dim == 8 ? place_by_unit(bits) : place_in_cells(bits))) ++bits;
 }
 
-bool Regions::place_by_class(int word_bits) {
-  // Units of at most 2^20 words, so that the rest of a word stands in its low half beside signs and
-  // gain.
-  unit_bits = std::max(0, std::min(20, word_bits - 20));
-  std::vector<Region> sorted;
+bool Regions::place_in_cells(int word_bits) {
+  struct Sized {
+    Region region;
+    int bits;  // of its fractions
+  };
+  std::vector<Sized> sorted;
   const auto add = [&](int k1, int k2, int k3, int k4) {
-    const uint32_t step = share_of(uint64_t(count[k3]) * count[k4]);
-    const uint64_t words = divide_up(values_of(count[k1], share[k2]) * kOne, step);
-    const uint64_t units = divide_up(words, uint64_t(1) << unit_bits);
-    sorted.push_back({{uint8_t(k1), uint8_t(k2), uint8_t(k3), uint8_t(k4)},
-                      step,
-                      0,
-                      uint32_t(std::min(units, kOne - 1))});
+    const Region region = {{uint8_t(k1), uint8_t(k2), uint8_t(k3), uint8_t(k4)}, 0, 0, 0};
+    sorted.push_back({region, int(std::bit_width(fractions_of(*this, region) - 1))});
   };
   for (int k1 = 0; k1 <= pulses; ++k1)
     for (int k2 = 0; k1 + k2 <= pulses; ++k2)
       for (int k3 = 0; k1 + k2 + k3 <= pulses; ++k3) add(k1, k2, k3, pulses - k1 - k2 - k3);
   add(0, 0, 0, 0);
   std::stable_sort(sorted.begin(), sorted.end(),
-                   [](const Region& a, const Region& b) { return a.size > b.size; });
+                   [](const Sized& a, const Sized& b) { return a.bits > b.bits; });
 
-  const int unit_count_bits = word_bits - unit_bits;
-  for (class_bits = std::min(kClassBits, unit_count_bits); class_bits >= 0; --class_bits) {
-    class_shift = unit_count_bits - class_bits;
-    const uint64_t class_size = uint64_t(1) << class_shift;
-    regions = sorted;
-    classes.clear();
-    size_t next = 0;
-    while (next < regions.size() && classes.size() < size_t(1) << class_bits) {
-      // A size whose reciprocal r = (2^32 + e) / size is exact below class_size.
-      uint64_t size = std::max<uint64_t>(2, regions[next].size);
-      while ((divide_up(kOne, size) * size - kOne) * class_size > kOne) ++size;
-      const size_t here = std::min<size_t>(class_size / size, regions.size() - next);
-      if (here == 0) break;
-      const uint64_t first = classes.size() * class_size;
-      classes.push_back({uint32_t(next), uint32_t(size), uint32_t(divide_up(kOne, size))});
-      for (size_t i = 0; i < here; ++i, ++next) {
-        regions[next].first = uint32_t(first + i * size);
-        regions[next].size = uint32_t(size);
+  for (cell_bits = 0; cell_bits <= kCellBits; ++cell_bits) {
+    const int inside = word_bits - 2 * split - cell_bits;  // bits of slot and fraction
+    cells.clear();
+    regions.clear();
+    while (regions.size() < sorted.size() && cells.size() < size_t(1) << cell_bits) {
+      const size_t first = regions.size();
+      const int slot_bits = inside - sorted[first].bits;
+      if (slot_bits < 0 || slot_bits >= 32) break;
+      const size_t end = std::min<size_t>(sorted.size(), first + (size_t(1) << slot_bits));
+      for (size_t i = first; i < end; ++i) {
+        regions.push_back(sorted[i].region);
+        regions.back().cell = int(cells.size());
+        regions.back().slot = int(i - first);
       }
+      cells.push_back({uint32_t(first), slot_bits});
     }
-    if (next == regions.size()) {
-      classes.resize(size_t(1) << class_bits, classes.back());
-      return true;
-    }
+    if (regions.size() == sorted.size()) return true;
   }
   return false;
 }
@@ -127,7 +140,7 @@ bool Regions::place_by_unit(int word_bits) {
   const auto add = [&](int k1, int k2) {
     const uint64_t words = values_of(count[k1], share[k2]);
     const auto size = uint32_t(divide_up(words, uint64_t(1) << unit_bits));
-    regions.push_back({{uint8_t(k1), uint8_t(k2)}, 0, uint32_t(region_of.size()), size});
+    regions.push_back({{uint8_t(k1), uint8_t(k2)}, uint32_t(region_of.size()), 0, 0});
     region_of.insert(region_of.end(), size, uint16_t(regions.size() - 1));
   };
   for (int k1 = 0; k1 <= pulses; ++k1) add(k1, pulses - k1);

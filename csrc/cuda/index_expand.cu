@@ -4,12 +4,12 @@
 
 #include <algorithm>
 
+#include "cuda/dense_weights.cuh"
 #include "cuda/index_decode.cuh"
 #include "cuda/index_matmul.h"
 #include "cuda/launch.cuh"
 #include "cuda/product_output.cuh"
 #include "cuda/product_task.h"
-#include "cuda/rounded.cuh"
 
 namespace pvq {
 namespace {
@@ -26,37 +26,11 @@ struct ExpandTask {
   IndexForm form;
 };
 
-// The weights of a leaf, scaled.
-template <class T>
-__device__ __forceinline__ uint2 leaf_weights(uint32_t leaf, float scale) {
-  // 2^23 + v is exact, whose last bits are v, and so is y = 2^23 + v - (2^23 + 128).
-  constexpr uint32_t kMagic = 0x4B000000;
-  float weight[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-    weight[i] = scale * (__uint_as_float(byte_permute(leaf, kMagic, 0x7650 | i)) - (8388608 + 128));
-  return make_uint2(rounded_pair<T>(weight[0], weight[1]), rounded_pair<T>(weight[2], weight[3]));
-}
-
-// Writes 16 weights of each lane, at column 16 (lane % 4) of a row that four lanes share. Lanes
-// exchange halves with their neighbours, so that they write 32 bytes together.
-__device__ __forceinline__ void write_weights(uint8_t* row, bool inside, uint4 low, uint4 high) {
-  const int t = threadIdx.x % 4;
-  const bool odd = t & 1;
-  const uint4 mine = odd ? low : high;
-  const uint4 theirs = make_uint4(__shfl_xor_sync(~0u, mine.x, 1), __shfl_xor_sync(~0u, mine.y, 1),
-                                  __shfl_xor_sync(~0u, mine.z, 1), __shfl_xor_sync(~0u, mine.w, 1));
-  if (!inside) return;
-  uint4* const to = reinterpret_cast<uint4*>(row) + 4 * (t / 2) + odd;
-  to[0] = odd ? theirs : low;
-  to[2] = odd ? high : theirs;
-}
-
-// A warp expands a chunk at a time. kBits as in IndexSet.
-template <int kDim, int kBits, class T>
+// A warp expands a chunk at a time.
+template <class Widths, class T>
 __global__ void __launch_bounds__(kThreads, 1)
     expand_kernel(const __grid_constant__ ExpandTask task) {
-  constexpr int kSets = 16 / kDim, kLeaves = kDim / 4;
+  constexpr int kDim = Widths::kDim, kSets = 16 / kDim, kLeaves = kDim / 4;
   uint8_t* const shared = dynamic_shared();
   check_first_address(shared);
   copy_index_tables(task.form, shared, kThreads);
@@ -66,22 +40,22 @@ __global__ void __launch_bounds__(kThreads, 1)
   const unsigned chunks = unsigned(task.cols / kChunkCols);  // of a tile
   const unsigned warps = gridDim.x * kWarps;
   unsigned place = blockIdx.x * kWarps + threadIdx.x / 32;
-  IndexSet<kBits> next[kSets];
+  IndexSet<Widths> next[kSets];
   const auto load_next = [&](unsigned from) {
     if (from >= task.num_chunks) return;
 #pragma unroll
     for (int s = 0; s < kSets; ++s)
       next[s].load(task.form,
                    GlobalBytes{task.fragments +
-                               (int64_t(from) * kSets + s) * IndexSet<kBits>::bytes(task.form)},
+                               (int64_t(from) * kSets + s) * IndexSet<Widths>::size(task.form)},
                    lane);
   };
   load_next(place);
 #pragma unroll 1
   for (; place < task.num_chunks; place += warps) {
-    IndexSet<kBits> set[kSets];
+    IndexNumbers numbers[kSets];
 #pragma unroll
-    for (int s = 0; s < kSets; ++s) set[s] = next[s];
+    for (int s = 0; s < kSets; ++s) numbers[s] = next[s].numbers(task.form);
     load_next(place + warps);
     const int64_t first_row = int64_t(place / chunks) * kTileRows + lane / 4;
     uint8_t* const origin =
@@ -89,8 +63,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         (first_row * task.cols + int64_t(place % chunks) * kChunkCols) * int64_t(sizeof(T));
 #pragma unroll
     for (int s = 0; s < kSets; ++s) {
-      IndexGroup<kDim> group[4];
-      decode_set(task.form, set[s], group);
+      IndexGroup<Widths> group[4];
+      decode_groups(task.form, numbers[s], group);
 #pragma unroll
       for (int half = 0; half < 4 / kSets; ++half) {  // of a row, 64 b on, of row 8 u on
         const int b = kDim == 16 ? half / 2 : s, u = half % 2;
@@ -100,40 +74,32 @@ __global__ void __launch_bounds__(kThreads, 1)
         uint2 four[4];
 #pragma unroll
         for (int l = 0; l < 4; ++l) {
-          const IndexGroup<kDim>& from = group[half * kSets + l / kLeaves];
+          const IndexGroup<Widths>& from = group[half * kSets + l / kLeaves];
           const float scale = row_scale * from.scale(task.form);
-          const uint32_t sign = from.signs >> (l % kLeaves) << 31;
-          four[l] = leaf_weights<T>(from.leaf[l % kLeaves],
-                                    __uint_as_float(__float_as_uint(scale) ^ sign));
+          const int sign_place = kLeaves * (half * kSets + l / kLeaves) + l % kLeaves;
+          const uint32_t sign = numbers[s].signs >> sign_place << 31;
+          four[l] = leaf_weights<T, 128>(from.leaf[l % kLeaves] ^ 0x80808080u,
+                                         __uint_as_float(__float_as_uint(scale) ^ sign));
         }
-        write_weights(origin + (8 * u * task.cols + 64 * b) * int64_t(sizeof(T)), inside,
-                      make_uint4(four[0].x, four[0].y, four[1].x, four[1].y),
-                      make_uint4(four[2].x, four[2].y, four[3].x, four[3].y));
+        write_weights(origin + (8 * u * task.cols + 64 * b) * int64_t(sizeof(T)), inside, four);
       }
     }
   }
 }
 
-template <int kDim, int kBits, class T>
+template <class Widths, class T>
 cudaError_t launch(const ExpandTask& task, cudaStream_t stream) {
   const unsigned blocks = (task.num_chunks + kWarps - 1) / kWarps;
   const auto grid = std::min(blocks, unsigned(device_limits().multiprocessors));
-  return launch_overlapped(expand_kernel<kDim, kBits, T>, dim3(grid), kThreads, kIndexReachBytes,
-                           stream, task);
+  return launch_overlapped(expand_kernel<Widths, T>, dim3(grid), kThreads, kIndexReachBytes, stream,
+                           task);
 }
 
-// Of the rates at which the products know the widths, and of any.
 template <class T>
 cudaError_t expand(int dim, const ExpandTask& task, cudaStream_t stream) {
-  if (dim == 8) return launch<8, 0, T>(task, stream);
-  switch (task.form.bits) {
-    case 36:
-      return launch<16, 36, T>(task, stream);
-    case 52:
-      return launch<16, 52, T>(task, stream);
-    default:
-      return launch<16, 0, T>(task, stream);
-  }
+  if (dim == 8) return launch<IndexWidths<8, 0, 0>, T>(task, stream);
+  return with_index_widths<16>(
+      task.form, [&](auto widths) { return launch<decltype(widths), T>(task, stream); });
 }
 
 }  // namespace

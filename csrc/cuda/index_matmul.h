@@ -1,12 +1,13 @@
 // Products on the GPU from exact indices, which are decoded as they are multiplied: pyramids of 8
 // and 16 dimensions in as many bits as in the file.
 //
-// A group is a number of `bits` bits: below the word of its point (core/regions.h) its gain code,
-// below that the signs of its leaves. A lane l = 4 g + t holds, of a chunk (16 rows x 128 columns,
-// fragments.h), rows g and g + 8 (u = 0, 1) and columns 64 b + 16 t ... + 15 (b = 0, 1), in sets of
-// four groups: group 2 b + u of the one set for D = 16; group 2 u + h of set b, h the half of the
-// 16 columns, for D = 8. A set is a section for each power of two in the sum that makes `bits`, the
-// largest first, which hold the numbers' next bits from the lowest on:
+// A group is a number of `bits` bits: from the highest on the word of its point (core/regions.h),
+// its gain code, and the signs of its leaves, the first leaf's lowest. A lane l = 4 g + t holds, of
+// a chunk (16 rows x 128 columns, fragments.h), rows g and g + 8 (u = 0, 1) and columns 64 b + 16 t
+// ... + 15 (b = 0, 1), in sets of four groups: group 2 b + u of the one set for D = 16; group
+// 2 u + h of set b, h the half of the 16 columns, for D = 8. A set is a section for each power of
+// two in the sum that makes `bits`, the largest first, which hold the numbers' next bits from the
+// highest on:
 //
 //   32, 16, 8, 4, 2   4 fields a lane, group 0 lowest: 16, 8, 4, 2 and 1 bytes
 //   1                 a byte for two lanes, the even one's four bits lowest
@@ -54,9 +55,10 @@ struct IndexProduct {
 
 int64_t index_product_workspace(const IndexProduct& task);
 
-// y = rotate(x) W^T with float16 activations (one power of two a token and 128 columns), weights
-// level * y / ||y|| rounded to float16, sums in float32 in a fixed order. Two launches. Returns a
-// cudaError_t.
+// y = rotate(x) W^T, sums in float32 in a fixed order: of one or two tokens, if their columns fit
+// shared memory, with activations of 16 bits (a scale for each 128 columns) and weights as they are;
+// else with float16 activations (one power of two a token and 256 columns) and weights level * y /
+// ||y|| rounded to float16. Two launches. Returns a cudaError_t.
 int index_product_cuda(const IndexProduct& task, void* stream);
 
 // w [rows, cols], from fragments. Returns a cudaError_t.

@@ -7,7 +7,10 @@
 
 namespace pvq {
 
-int index_product_8(const ProductTask& task, int multiprocessors, cudaStream_t stream);
-int index_product_16(const ProductTask& task, int multiprocessors, cudaStream_t stream);
+using IndexLaunch = int(const ProductTask& task, int multiprocessors, cudaStream_t stream);
+// Activations in the form and groups of float16_tile.
+IndexLaunch index_product_8, index_product_16;
+// One or two tokens as IndexNarrowShape supports them, narrowed to int8 with their residuals.
+IndexLaunch index_narrow_8, index_narrow_16;
 
 }  // namespace pvq

@@ -1,9 +1,5 @@
 // The products from exact indices; csrc/cuda/index_wide_{8,16}.cu instantiate them.
 //
-// Limits at one token, D = 16 and 3.25 bits, a chunk (2048 weights): 832 bytes, 26 clocks of an
-// SM's share of an H200's memory; 450 instructions of a warp, 112 clocks of issue (the copying
-// warps' aside); some 124 wavefronts of shared memory, of which leaves take 54, regions 22, what
-// stands by pulses 20, classes 12, codes 7, and activations and levels 9.
 #pragma once
 
 #include "cuda/float16_wide.cuh"
@@ -12,10 +8,10 @@
 
 namespace pvq {
 
-// kBits: of a group, known to the compiler, which spares a tenth of the instructions; 0 for any.
-template <int kDim, int kBits>
+template <class Widths>
 struct IndexOperand : Float16Operand {
-  static constexpr int kChunkBytes = int(index_chunk_bytes(kDim, kBits));
+  static constexpr int kDim = Widths::kDim;
+  static constexpr int kChunkBytes = int(index_chunk_bytes(kDim, Widths::kBits));
   static constexpr int kMostColumns = 64;        // tables leave no room for more activations
   static constexpr Turns kTurns = Turns::kNone;  // decoding takes far longer than a product
   static PVQ_HD constexpr WideTile tile(int columns) {
@@ -33,10 +29,11 @@ struct IndexOperand : Float16Operand {
       const IndexForm& form = task.index;
 #pragma unroll
       for (int s = 0; s < kSets; ++s) {
-        IndexSet<kBits> set;
-        set.load(form, SharedBytes{from} + s * set.bytes(form), lane);
-        IndexGroup<kDim> group[4];
-        decode_set(form, set, group);
+        IndexSet<Widths> set;
+        set.load(form, SharedBytes{from} + s * set.size(form), lane);
+        const IndexNumbers numbers = set.numbers(form);
+        IndexGroup<Widths> group[4];
+        decode_groups(form, numbers, group);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float level = group[i].scale(form);
@@ -45,20 +42,23 @@ struct IndexOperand : Float16Operand {
 #pragma unroll
           for (int l = 0; l < kLeaves; ++l) {
             const int q = kDim == 16 ? l : i % 2 * kLeaves + l;
-            float16_weights(group[i].leaf[l], signed_pair(scale, group[i].signs, l), a[b][q][u],
-                            a[b][q][2 + u]);
+            float16_weights(group[i].leaf[l], signed_pair(scale, numbers.signs, kLeaves * i + l),
+                            a[b][q][u], a[b][q][2 + u]);
           }
         }
       }
     }
-    // Both negative where bit `l` of the signs is set. There are at most four signs.
-    static __device__ __forceinline__ __half2 signed_pair(__half2 scale, uint32_t signs, int l) {
-      const uint32_t both = signs * (1u << (31 - l) | 1u << (15 - l)) & 0x80008000u;
+    // Both negative where bit `place`, at most 15, of the signs is set, of which there are 16.
+    static __device__ __forceinline__ __half2 signed_pair(__half2 scale, uint32_t signs,
+                                                          int place) {
+      const uint32_t both = signs * (1u << (31 - place) | 1u << (15 - place)) & 0x80008000u;
       return as_half2(as_word(scale) ^ both);
     }
-    // 1024 + v is exact in float16, whose last bits are v, and so is y = 1024 + v - (1024 + 128).
+    // 1024 + v is exact in float16, whose last bits are v, and so is y = 1024 + v - (1024 + 128) of
+    // v = y + 128.
     static __device__ __forceinline__ void float16_weights(uint32_t leaf, __half2 scale,
                                                            uint32_t& first, uint32_t& second) {
+      leaf ^= 0x80808080u;
       const __half2 origin = __float2half2_rn(1024 + 128);
       constexpr uint32_t kOnes = 0x64646464;  // the upper byte of 1024 ... 1279
       first = as_word(__hmul2(__hsub2(as_half2(byte_permute(leaf, kOnes, 0x4140)), origin), scale));

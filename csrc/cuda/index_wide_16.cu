@@ -4,14 +4,9 @@
 namespace pvq {
 
 int index_product_16(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
-  switch (task.index.bits) {
-    case 36:
-      return launch_float16_wide<IndexOperand<16, 36>>(task, multiprocessors, stream);
-    case 52:
-      return launch_float16_wide<IndexOperand<16, 52>>(task, multiprocessors, stream);
-    default:
-      return launch_float16_wide<IndexOperand<16, 0>>(task, multiprocessors, stream);
-  }
+  return with_index_widths<16>(task.index, [&](auto widths) {
+    return launch_float16_wide<IndexOperand<decltype(widths)>>(task, multiprocessors, stream);
+  });
 }
 
 }  // namespace pvq

@@ -4,14 +4,9 @@
 namespace pvq {
 
 int index_product_8(const ProductTask& task, int multiprocessors, cudaStream_t stream) {
-  switch (task.index.bits) {
-    case 18:
-      return launch_float16_wide<IndexOperand<8, 18>>(task, multiprocessors, stream);
-    case 26:
-      return launch_float16_wide<IndexOperand<8, 26>>(task, multiprocessors, stream);
-    default:
-      return launch_float16_wide<IndexOperand<8, 0>>(task, multiprocessors, stream);
-  }
+  return with_index_widths<8>(task.index, [&](auto widths) {
+    return launch_float16_wide<IndexOperand<decltype(widths)>>(task, multiprocessors, stream);
+  });
 }
 
 }  // namespace pvq

@@ -1,70 +1,91 @@
 // Planes back to dense weights.
-#include "cuda/expand.cuh"
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+
+#include "cuda/dense_weights.cuh"
+#include "cuda/device_limits.h"
+#include "cuda/launch.cuh"
 #include "cuda/plane_decode.cuh"
-#include "cuda/rounded.cuh"
+#include "cuda/plane_matmul.h"
 
 namespace pvq {
 namespace {
 
-// A warp expands a chunk, eight bytes of a row at a time.
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kBlocks = 8;  // of an SM
+
+struct ExpandTask {
+  const uint8_t* fragments;
+  const uint16_t* row_scale;
+  int64_t rows, cols;
+  unsigned num_chunks;
+  void* w;
+};
+
+// A warp expands a chunk at a time.
 template <int kBits, int kGroup, class T>
-__global__ void __launch_bounds__(kExpandThreads)
-    expand_kernel(const uint8_t* __restrict__ fragments, const uint16_t* __restrict__ row_scale,
-                  int64_t rows, int64_t cols, int64_t num_chunks, T* __restrict__ w) {
+__global__ void __launch_bounds__(kThreads) expand_kernel(const __grid_constant__ ExpandTask task) {
   using Chunk = PlaneChunk<kBits, kGroup>;
+  wait_for_previous_kernel();
   const int lane = threadIdx.x % 32;
-  const int64_t chunks = cols / kChunkCols;  // of a tile
-  const int64_t warps = int64_t(gridDim.x) * (kExpandThreads / 32);
-  for (int64_t place = (blockIdx.x * int64_t(kExpandThreads) + threadIdx.x) / 32;
-       place < num_chunks; place += warps) {
+  const unsigned chunks = unsigned(task.cols / kChunkCols);  // of a tile
+#pragma unroll 1
+  for (unsigned place = blockIdx.x * kWarps + threadIdx.x / 32; place < task.num_chunks;
+       place += gridDim.x * kWarps) {
     Chunk chunk;
-    chunk.load_global(fragments + place * Chunk::kBytes, lane);
+    chunk.load_global(task.fragments + int64_t(place) * Chunk::kBytes, lane);
+    const int64_t first_row = int64_t(place / chunks) * kTileRows + lane / 4;
+    uint8_t* const origin =
+        static_cast<uint8_t*>(task.w) +
+        (first_row * task.cols + int64_t(place % chunks) * kChunkCols) * int64_t(sizeof(T));
 #pragma unroll
     for (int u = 0; u < 2; ++u) {
-      const int64_t row = place / chunks * kTileRows + lane / 4 + 8 * u;
-      if (row >= rows) continue;
-      const float scale = __uint_as_float(uint32_t(row_scale[row]) << 16);
+      const bool inside = first_row + 8 * u < task.rows;
+      const float row_scale =
+          inside ? __uint_as_float(uint32_t(task.row_scale[first_row + 8 * u]) << 16) : 0;
 #pragma unroll
-      for (int b = 0; b < 2; ++b)
+      for (int b = 0; b < 2; ++b) {
+        uint2 four[4];
 #pragma unroll
-        for (int q = 0; q < 4; ++q) {
-          const uint32_t v = chunk.leaf(b, u, q);
-          const float s = scale * __low2float(chunk.scale(b, u, q));
-          float weight[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i)
-            weight[i] = s * static_cast<float>(int(v >> (8 * i) & 255) - Chunk::kBias);
-          const int64_t col = place % chunks * kChunkCols + 64 * b + 16 * (lane % 4) + 4 * q;
-          *reinterpret_cast<uint2*>(w + row * cols + col) = make_uint2(
-              rounded_pair<T>(weight[0], weight[1]), rounded_pair<T>(weight[2], weight[3]));
-        }
+        for (int q = 0; q < 4; ++q)
+          four[q] = leaf_weights<T, Chunk::kBias>(chunk.leaf(b, u, q),
+                                                  row_scale * __low2float(chunk.scale(b, u, q)));
+        write_weights(origin + (8 * u * task.cols + 64 * b) * int64_t(sizeof(T)), inside, four);
+      }
     }
   }
 }
 
 template <int kBits, int kGroup>
-int expand(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows, int64_t cols,
-           RealType type, void* w, cudaStream_t stream) {
-  return launch_expand(expand_kernel<kBits, kGroup, __half>,
-                       expand_kernel<kBits, kGroup, __nv_bfloat16>, fragments, row_scale, rows,
-                       cols, type, w, stream);
+cudaError_t launch(const ExpandTask& task, RealType type, cudaStream_t stream) {
+  const unsigned blocks = (task.num_chunks + kWarps - 1) / kWarps;
+  const dim3 grid = std::min(blocks, unsigned(kBlocks * device_limits().multiprocessors));
+  const auto start = [&](auto kernel) {
+    return launch_overlapped(kernel, grid, kThreads, 0, stream, task);
+  };
+  return type == RealType::kFloat16 ? start(expand_kernel<kBits, kGroup, __half>)
+                                    : start(expand_kernel<kBits, kGroup, __nv_bfloat16>);
 }
 
 template <int kBits>
-int expand(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows, int64_t cols,
-           int group, RealType type, void* w, cudaStream_t stream) {
-  return group == 8 ? expand<kBits, 8>(fragments, row_scale, rows, cols, type, w, stream)
-                    : expand<kBits, 16>(fragments, row_scale, rows, cols, type, w, stream);
+cudaError_t launch(const ExpandTask& task, int group, RealType type, cudaStream_t stream) {
+  return group == 8 ? launch<kBits, 8>(task, type, stream) : launch<kBits, 16>(task, type, stream);
 }
 
 }  // namespace
 
 int plane_expand_cuda(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows,
                       int64_t cols, int bits, int group, RealType type, void* w, void* stream) {
+  const int64_t num_chunks = tiles_of(rows) * (cols / kChunkCols);
+  if (num_chunks == 0) return cudaSuccess;
+  const ExpandTask task = {fragments, row_scale, rows, cols, unsigned(num_chunks), w};
   const auto queue = static_cast<cudaStream_t>(stream);
-  return bits == 4   ? expand<4>(fragments, row_scale, rows, cols, group, type, w, queue)
-         : bits == 6 ? expand<6>(fragments, row_scale, rows, cols, group, type, w, queue)
-                     : expand<8>(fragments, row_scale, rows, cols, group, type, w, queue);
+  return bits == 4   ? launch<4>(task, group, type, queue)
+         : bits == 6 ? launch<6>(task, group, type, queue)
+                     : launch<8>(task, group, type, queue);
 }
 
 }  // namespace pvq

@@ -54,6 +54,13 @@ __device__ __forceinline__ uint32_t look_up_word(uint32_t address) {
 }
 
 template <int kOffset>
+__device__ __forceinline__ uint32_t look_up_half(uint32_t address) {
+  uint16_t r;
+  asm("ld.shared.u16 %0, [%1 + %2];" : "=h"(r) : "r"(address), "n"(kOffset));
+  return r;
+}
+
+template <int kOffset>
 __device__ __forceinline__ uint2 look_up_pair(uint32_t address) {
   uint2 r;
   asm("ld.shared.v2.u32 {%0, %1}, [%2 + %3];" : "=r"(r.x), "=r"(r.y) : "r"(address), "n"(kOffset));

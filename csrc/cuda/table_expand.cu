@@ -1,5 +1,9 @@
 // Table codes and overlapping-pyramid codes from fragments back to dense weights.
-#include "cuda/expand.cuh"
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <algorithm>
+
 #include "cuda/overlap_decode.cuh"
 #include "cuda/rounded.cuh"
 #include "cuda/table_decode.cuh"
@@ -8,22 +12,24 @@
 namespace pvq {
 namespace {
 
+constexpr int kThreads = 256;
+
 // A warp expands a chunk: a lane has 32 neighbouring columns of two rows, and writes 16 bytes of
 // them at a time. The table lies in shared memory once: conflicts cost less here than copies.
 template <class Chunk, class T>
-__global__ void __launch_bounds__(kExpandThreads)
+__global__ void __launch_bounds__(kThreads)
     expand_kernel(const uint8_t* __restrict__ fragments, const uint16_t* __restrict__ row_scale,
                   int64_t rows, int64_t cols, int64_t num_chunks, T* __restrict__ w) {
   constexpr int kWords = Chunk::kHeaderBytes / 4;
   __shared__ uint32_t table[kWords];
-  for (int i = threadIdx.x; i < kWords; i += kExpandThreads)
+  for (int i = threadIdx.x; i < kWords; i += kThreads)
     table[i] = reinterpret_cast<const uint32_t*>(fragments)[i];
   __syncthreads();
   const int lane = threadIdx.x % 32;
   const int64_t chunks = cols / kChunkCols;  // of a tile
-  const int64_t warps = int64_t(gridDim.x) * (kExpandThreads / 32);
-  for (int64_t place = (blockIdx.x * int64_t(kExpandThreads) + threadIdx.x) / 32;
-       place < num_chunks; place += warps) {
+  const int64_t warps = int64_t(gridDim.x) * (kThreads / 32);
+  for (int64_t place = (blockIdx.x * int64_t(kThreads) + threadIdx.x) / 32; place < num_chunks;
+       place += warps) {
     Chunk chunk;
     chunk.load_global(fragments + Chunk::kHeaderBytes + place * Chunk::kBytes, lane);
     const int64_t first_row = place / chunks * kTileRows + lane / 4;
@@ -73,8 +79,18 @@ __global__ void __launch_bounds__(kExpandThreads)
 template <class Chunk>
 int expand(const uint8_t* fragments, const uint16_t* row_scale, int64_t rows, int64_t cols,
            RealType type, void* w, cudaStream_t stream) {
-  return launch_expand(expand_kernel<Chunk, __half>, expand_kernel<Chunk, __nv_bfloat16>, fragments,
-                       row_scale, rows, cols, type, w, stream);
+  const int64_t num_chunks = tiles_of(rows) * (cols / kChunkCols);
+  if (num_chunks == 0) return cudaSuccess;
+  constexpr int64_t kWarps = kThreads / 32, kMostBlocks = 8192;
+  const auto grid = unsigned(std::min((num_chunks + kWarps - 1) / kWarps, kMostBlocks));
+  if (type == RealType::kFloat16) {
+    expand_kernel<Chunk, __half><<<grid, kThreads, 0, stream>>>(
+        fragments, row_scale, rows, cols, num_chunks, static_cast<__half*>(w));
+  } else {
+    expand_kernel<Chunk, __nv_bfloat16><<<grid, kThreads, 0, stream>>>(
+        fragments, row_scale, rows, cols, num_chunks, static_cast<__nv_bfloat16*>(w));
+  }
+  return cudaGetLastError();
 }
 
 }  // namespace

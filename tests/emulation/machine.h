@@ -213,6 +213,9 @@ inline uint32_t __umulhi(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) *
 inline uint32_t __funnelshift_rc(uint32_t low, uint32_t high, uint32_t shift) {
   return uint32_t((uint64_t(high) << 32 | low) >> (shift < 32 ? shift : 32));
 }
+inline uint32_t __funnelshift_r(uint32_t low, uint32_t high, uint32_t shift) {
+  return uint32_t((uint64_t(high) << 32 | low) >> (shift & 31));
+}
 inline uint32_t __funnelshift_l(uint32_t low, uint32_t high, uint32_t shift) {
   return uint32_t((uint64_t(high) << 32 | low) << (shift & 31) >> 32);
 }
@@ -220,6 +223,12 @@ inline int __dp4a(int a, int b, int c) {
   for (int i = 0; i < 4; ++i) c += int8_t(a >> (8 * i)) * int8_t(b >> (8 * i));
   return c;
 }
+// Two int16 of a times two int8 of b, its first or its last two.
+inline int __dp2a_lo(int a, int b, int c) {
+  for (int i = 0; i < 2; ++i) c += int16_t(a >> (16 * i)) * int8_t(b >> (8 * i));
+  return c;
+}
+inline int __dp2a_hi(int a, int b, int c) { return __dp2a_lo(a, b >> 16, c); }
 inline float __uint_as_float(uint32_t bits) {
   float v;
   std::memcpy(&v, &bits, 4);

@@ -6,6 +6,7 @@
 //   products points COUNT DIM PULSES TYPE < x > y, amplitude, amplitude * y
 //   products table_points ROWS COLS TOKENS BITS DIM LARGEST PROCESSORS < operands > y
 //   products lapped_points ROWS COLS TOKENS PAIR_BITS DIM LARGEST PROCESSORS < operands > y
+//   products plane_expand ROWS COLS BITS GROUP < fragments, row_scale > w
 //   products overlap ROWS COLS DIM STEP_BITS WINDOW_BITS LAG SPREAD < codes > w
 //   products index ROWS COLS TOKENS DIM PULSES GAIN_BITS BLOCK SEED PROCESSORS
 //       < levels, operands > y
@@ -13,8 +14,8 @@
 //
 // operands: fragments, row_scale [ROWS] bfloat16, x [TOKENS, COLS] float16, or the points' integers
 // and amplitudes; y [TOKENS, ROWS] float16. TYPE: of x [COUNT, DIM], a RealType. codes: of the
-// stored form, row_scale, the table; w [ROWS, COLS] float32, of an index float16. levels:
-// [2^GAIN_BITS] float32.
+// stored form, row_scale, the table; w [ROWS, COLS] float32, of planes and an index float16.
+// levels: [2^GAIN_BITS] float32.
 #include <cstdio>
 #include <string>
 
@@ -157,12 +158,27 @@ int multiply_index(char** argv) {
   return error;
 }
 
+int expand_planes(char** argv) {
+  const int64_t rows = std::atoi(argv[2]), cols = std::atoi(argv[3]);
+  const int bits = std::atoi(argv[4]), group = std::atoi(argv[5]);
+  limits.multiprocessors = 1;
+  const Memory fragments = Memory::read(pvq::tiles_of(rows) * (cols / pvq::kChunkCols) *
+                                        pvq::plane_chunk_bytes(bits, group));
+  const Memory row_scale = Memory::read(rows * 2), w(rows * cols * 2);
+  const int error =
+      pvq::plane_expand_cuda(fragments.at, reinterpret_cast<const uint16_t*>(row_scale.at), rows,
+                             cols, bits, group, pvq::RealType::kFloat16, w.at, nullptr);
+  write(w);
+  return error;
+}
+
 int main(int, char** argv) {
   if (std::string(argv[1]) == "overlap") return expand_overlap(argv);
   if (std::string(argv[1]) == "points") return round_points(argv);
   if (std::string(argv[1]).ends_with("_points")) return multiply_points(argv);
   if (std::string(argv[1]) == "index") return multiply_index(argv);
   if (std::string(argv[1]) == "index_expand") return expand_index(argv);
+  if (std::string(argv[1]) == "plane_expand") return expand_planes(argv);
   const bool plane = std::string(argv[1]) == "plane";
   const int64_t rows = std::atoi(argv[2]), cols = std::atoi(argv[3]);
   const int tokens = std::atoi(argv[4]), bits = std::atoi(argv[5]), block = std::atoi(argv[6]);

@@ -33,7 +33,7 @@ class IndexFragments(PyramidFragments):
     @property
     def bits(self) -> int:
         """Bits of a group, its gain included."""
-        return regions.word_bits(self.dim, self.pulses) + self.gain_bits
+        return regions.number_bits(self.dim, self.pulses, self.gain_bits)
 
     def of_stored(self, stored: Stored, shape: tuple[int, int]) -> Stored | None:
         """The fragments of a matrix; ``None`` if its columns are no multiple of 128.
@@ -76,22 +76,16 @@ class IndexFragments(PyramidFragments):
         }
 
     def _numbers_of(self, index: torch.Tensor, gain: torch.Tensor, cols: int) -> torch.Tensor:
-        """The numbers int64 [rows, groups]: a word, below it the gain, below that the signs."""
-        groups, leaves = cols // self.dim, self.dim // 4
+        """The numbers int64 [rows, groups] of :mod:`pvq.codes.regions`."""
+        groups = cols // self.dim
         y = torch.ops.pvq.decode(index, self.dim, self.pulses, groups).to(torch.int8)
-        word = regions.encode(y, self.pulses)
-        codes = unpack(gain, self.gain_bits, groups).to(torch.int64)
-        signs = word & ((1 << leaves) - 1)
-        return word >> leaves << leaves + self.gain_bits | codes << leaves | signs
+        codes = unpack(gain, self.gain_bits, groups)
+        return regions.encode(y, codes, self.pulses, self.gain_bits)
 
     def _write(self, stored: Stored, rows: slice, items: torch.Tensor) -> None:
         """Index and gains of ``items``, the numbers int64 [rows, groups]."""
-        leaves = self.dim // 4
-        signs = items & ((1 << leaves) - 1)
-        word = items >> leaves + self.gain_bits << leaves | signs
-        y = regions.decode(word, self.dim, self.pulses).to(torch.int16)
-        stored["index"][rows] = torch.ops.pvq.encode(y, self.pulses)
-        codes = items >> leaves & ((1 << self.gain_bits) - 1)
+        y, codes = regions.decode(items, self.dim, self.pulses, self.gain_bits)
+        stored["index"][rows] = torch.ops.pvq.encode(y.to(torch.int16), self.pulses)
         stored["gain"][rows] = pack(codes, self.gain_bits)
 
 
@@ -105,11 +99,11 @@ def pack_numbers(numbers: torch.Tensor, dim: int, bits: int) -> torch.Tensor:
     v = padded.view(tiles, 2, 8, chunks, 2, 4, 16 // dim)
     order = (0, 3, 2, 5, 4, 1, 6) if dim == 16 else (0, 3, 4, 2, 5, 1, 6)
     sets = v.permute(order).reshape(-1, _LANES * _SET)
-    place, sections = 0, []
+    place, sections = bits, []
     for width in _SECTIONS:
         if bits & width:
+            place -= width
             sections.append(pack(sets >> place & ((1 << width) - 1), width))
-            place += width
     return torch.cat(sections, dim=1).flatten()
 
 
@@ -117,12 +111,13 @@ def unpack_numbers(tiles: torch.Tensor, groups: int, dim: int, bits: int) -> tor
     """The numbers int64 [16 * tiles, groups] of fragments uint8 [tiles, bytes]."""
     packed = tiles.reshape(-1, _LANES * _SET * bits // 8)
     sets = torch.zeros(len(packed), _LANES * _SET, dtype=torch.int64, device=tiles.device)
-    place, begin = 0, 0
+    place, begin = bits, 0
     for width in _SECTIONS:
         if bits & width:
+            place -= width
             section = packed[:, begin : begin + _LANES * _SET * width // 8]
             sets |= unpack(section, width, _LANES * _SET).to(torch.int64) << place
-            place, begin = place + width, begin + section.shape[1]
+            begin += section.shape[1]
     chunks = groups * dim // CHUNK_COLUMNS
     if dim == 16:  # tile, chunk, g, t, b, u
         v = sets.view(len(tiles), chunks, 8, 4, 2, 2).permute(0, 5, 2, 1, 4, 3)

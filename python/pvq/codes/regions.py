@@ -21,15 +21,16 @@ def has_regions(dim: int, pulses: int) -> bool:
     return _core.has_regions(dim, pulses)
 
 
-def word_bits(dim: int, pulses: int) -> int:
-    """Bits of a word, those of the signs included."""
-    return int(_tables(dim, pulses)["bits"]) + dim // 4
+def number_bits(dim: int, pulses: int, gain_bits: int) -> int:
+    """Bits of a group's number: of its word, its gain, and the signs of its leaves."""
+    return int(_tables(dim, pulses)["bits"]) + gain_bits + dim // 4
 
 
-def encode(y: torch.Tensor, pulses: int) -> torch.Tensor:
-    """Words int64 [...] of the points ``y`` int8 [..., dim], dim 8 or 16; zero groups included.
+def encode(y: torch.Tensor, gain: torch.Tensor, pulses: int, gain_bits: int) -> torch.Tensor:
+    """Numbers int64 [...] of the points ``y`` int8 [..., dim], dim 8 or 16, and ``gain`` [...].
 
-    The lowest dim / 4 bits are the signs of the leaves, first leaf lowest.
+    Zero groups included. Below a group's word is its gain, below that the signs of its leaves,
+    first leaf lowest.
     """
     t = Tables.on(y.shape[-1], pulses, y.device)
     leaves = y.reshape(*y.shape[:-1], -1, 4).to(torch.int64)
@@ -41,40 +42,35 @@ def encode(y: torch.Tensor, pulses: int) -> torch.Tensor:
     number = t.order[place] - t.start[k]
 
     region = t.region[t.name_of(k)]
-    count, share = t.count[k], t.share[k]
-    target = number[..., 0] * _ONE + _divide_up(number[..., 1] * _ONE, count[..., 1])
-    u = _divide_up(target, share[..., 1])
     if y.shape[-1] == 16:
-        target = number[..., 2] * _ONE + _divide_up(number[..., 3] * _ONE, count[..., 3])
-        u = _divide_up(u * _ONE + _divide_up(target, count[..., 2]), t.step[region])
-    word = (t.first[region] << t.unit_bits) + u
+        marked = t.encode_cells(region, k, number, gain.to(torch.int64), gain_bits)
+    else:
+        target = number[..., 0] * _ONE + _divide_up(number[..., 1] * _ONE, t.count[k[..., 1]])
+        word = (t.first[region] << t.unit_bits) + _divide_up(target, t.share[k[..., 1]])
+        marked = word << gain_bits | gain
     signs = (negative.to(torch.int64) << torch.arange(k.shape[-1], device=y.device)).sum(-1)
-    return word << k.shape[-1] | signs
+    return marked << k.shape[-1] | signs
 
 
-def decode(word: torch.Tensor, dim: int, pulses: int) -> torch.Tensor:
-    """The points int8 [..., dim] of ``word`` int64 [...]."""
-    t = Tables.on(dim, pulses, word.device)
+def decode(
+    number: torch.Tensor, dim: int, pulses: int, gain_bits: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The points int8 [..., dim] and the gains int64 [...] of ``number`` int64 [...]."""
+    t = Tables.on(dim, pulses, number.device)
     leaves = dim // 4
-    negative = (word[..., None] >> torch.arange(leaves, device=word.device) & 1).bool()
-    word = word >> leaves
-    region = torch.searchsorted(t.first, word >> t.unit_bits, right=True) - 1
-    k = t.pulses[region]
-    count, share = t.count[k], t.share[k]
-    u = word - (t.first[region] << t.unit_bits)
-    number = torch.empty_like(k)
+    negative = (number[..., None] >> torch.arange(leaves, device=number.device) & 1).bool()
+    marked = number >> leaves
     if dim == 16:
-        u = u * t.step[region]
-        right = (u & _ONE - 1) * count[..., 2]
-        number[..., 2] = right >> 32
-        number[..., 3] = (right & _ONE - 1) * count[..., 3] >> 32
-        u = u >> 32
-    left = u * share[..., 1]
-    number[..., 0] = left >> 32
-    number[..., 1] = (left & _ONE - 1) * count[..., 1] >> 32
-    points = t.points[t.start[k] + number]
+        k, place = t.decode_cells(marked, gain_bits)
+    else:
+        word = marked >> gain_bits
+        region = torch.searchsorted(t.first, word >> t.unit_bits, right=True) - 1
+        k = t.pulses[region]
+        left = (word - (t.first[region] << t.unit_bits)) * t.share[k[..., 1]]
+        place = torch.stack([left >> 32, _low(left) * t.count[k[..., 1]] >> 32], -1)
+    points = t.points[t.start[k] + place]
     signed = torch.where(negative[..., None], -points, points)
-    return signed.reshape(*word.shape, dim)
+    return signed.reshape(*number.shape, dim), marked & ((1 << gain_bits) - 1)
 
 
 @dataclass(frozen=True)
@@ -83,9 +79,14 @@ class Tables:
 
     bits: int
     unit_bits: int
+    cell_bits: int
+    split: int
     pulses: torch.Tensor  # [regions, leaves]
-    step: torch.Tensor  # [regions], as `first`
-    first: torch.Tensor
+    first: torch.Tensor  # [regions], as `cell` and `slot`
+    cell: torch.Tensor
+    slot: torch.Tensor
+    cell_region: torch.Tensor  # [cells], as `slot_bits`
+    slot_bits: torch.Tensor
     count: torch.Tensor  # [pulses + 1], as `share` and `start`
     share: torch.Tensor
     start: torch.Tensor
@@ -100,10 +101,11 @@ class Tables:
     def on(dim: int, pulses: int, device: torch.device) -> "Tables":
         """Cached for the life of the process."""
         made = _tables(dim, pulses)
+        numbers = ("bits", "unit_bits", "cell_bits", "split")
         arrays = {
             name: torch.from_numpy(value).to(device)
             for name, value in made.items()
-            if name not in ("bits", "unit_bits", "points")
+            if name not in (*numbers, "points")
         }
         packed = torch.from_numpy(made["points"]).to(torch.uint32).view(torch.int8)
         points = packed.view(-1, 4).to(device)
@@ -113,13 +115,73 @@ class Tables:
         region = torch.zeros(int(names.max()) + 1, dtype=torch.int64, device=device)
         region[names] = torch.arange(len(names), device=device)
         return Tables(
-            bits=made["bits"], unit_bits=made["unit_bits"], points=points, sorted_keys=keys,
+            **{name: made[name] for name in numbers}, points=points, sorted_keys=keys,
             order=order, weights=weights, region=region, **arrays,
         )  # fmt: skip
 
     def name_of(self, k: torch.Tensor) -> torch.Tensor:
         """A number for each region, from the pulses of its leaves."""
         return (k * _name_weights(k)).sum(-1)
+
+    def encode_cells(
+        self, region: torch.Tensor, k: torch.Tensor, number: torch.Tensor, gain: torch.Tensor,
+        gain_bits: int,
+    ) -> torch.Tensor:  # fmt: skip
+        """Words and gains of 16 dimensions, int64 [...], of leaf numbers ``number`` [..., 4]."""
+        apart, fraction_bits, count = self._apart, self._fraction_bits, self._fraction_counts(k)
+        rest = torch.zeros_like(gain)
+        for leaf in range(self.split):
+            rest |= (number[..., leaf] & 3) << 2 * leaf
+        number = torch.where(apart, number >> 2, number)
+        least = torch.zeros_like(gain)
+        for leaf in (3, 2, 1, 0):
+            least = _divide_up(number[..., leaf] * _ONE + least, count[..., leaf])
+        # The first word whose fraction is no less: what follows its own bits is known.
+        cell = self.cell[region]
+        rest |= cell << 2 * self.split
+        rest = rest << gain_bits | gain
+        slot_bits = self.slot_bits[cell]
+        u_bits = fraction_bits - slot_bits
+        below = self.cell_bits + 2 * self.split + gain_bits
+        unit = 32 - u_bits
+        tail = _shift(rest & (1 << below) - 1, unit - below)
+        u = (least - tail + (1 << unit) - 1).clamp(min=0) >> unit
+        return (self.slot[region] << u_bits | u) << below | rest
+
+    def decode_cells(
+        self, marked: torch.Tensor, gain_bits: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pulses and numbers int64 [..., 4] of leaves, of words with their gains."""
+        below = self.cell_bits + 2 * self.split + gain_bits
+        rest = marked >> gain_bits
+        cell = rest >> 2 * self.split & (1 << self.cell_bits) - 1
+        slot_bits = self.slot_bits[cell]
+        left = self._fraction_bits - slot_bits + below
+        slot = marked >> left
+        fraction = _shift(marked & (1 << left) - 1, 32 - left)
+        k = self.pulses[self.cell_region[cell] + slot]
+        count = self._fraction_counts(k)
+        number = torch.empty_like(k)
+        for leaf in range(4):
+            product = fraction * count[..., leaf]
+            number[..., leaf], fraction = product >> 32, _low(product)
+            if leaf < self.split:
+                number[..., leaf] = number[..., leaf] << 2 | rest >> 2 * leaf & 3
+        return k, number
+
+    @property
+    def _fraction_bits(self) -> int:
+        """Bits of slot and fraction."""
+        return self.bits - self.cell_bits - 2 * self.split
+
+    @property
+    def _apart(self) -> torch.Tensor:
+        """Bool [4]: of which leaves the last two bits of the number stand apart."""
+        return torch.arange(4, device=self.count.device) < self.split
+
+    def _fraction_counts(self, k: torch.Tensor) -> torch.Tensor:
+        """How many points of each leaf of ``k`` [..., 4] the fraction tells apart."""
+        return torch.where(self._apart & (k > 0), self.count[k] // 4, self.count[k])
 
 
 def _name_weights(k: torch.Tensor) -> torch.Tensor:
@@ -130,6 +192,16 @@ def _name_weights(k: torch.Tensor) -> torch.Tensor:
 def _key(leaves: torch.Tensor) -> torch.Tensor:
     """A number for each leaf int64 [..., 4] of entries from -128 to 127."""
     return ((leaves + 128) << 8 * torch.arange(4, device=leaves.device)).sum(-1)
+
+
+def _low(a: torch.Tensor) -> torch.Tensor:
+    """The last 32 bits."""
+    return a & (_ONE - 1)
+
+
+def _shift(a: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
+    """``a`` times 2^left, rounded down; ``left`` of either sign."""
+    return a << left.clamp(min=0) >> (-left).clamp(min=0)
 
 
 def _divide_up(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:

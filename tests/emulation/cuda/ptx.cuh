@@ -53,6 +53,10 @@ uint32_t look_up_word(uint32_t address) {
   return load_shared<uint32_t>(address + kOffset);
 }
 template <int kOffset>
+uint32_t look_up_half(uint32_t address) {
+  return load_shared<uint16_t>(address + kOffset);
+}
+template <int kOffset>
 uint2 look_up_pair(uint32_t address) {
   return load_shared<uint2>(address + kOffset);
 }
