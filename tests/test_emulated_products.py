@@ -29,9 +29,10 @@ from pvq.codes.overlap_fragments import OverlapFragments
 ROOT = Path(__file__).parents[1]
 SOURCES = (
     "activation_points", "activation_rows", "activations", "index_expand", "index_matmul",
-    "index_narrow_16", "index_narrow_8", "index_tables", "index_wide_16", "index_wide_8", "overlap_dequantize", "overlap_product_4",
-    "overlap_product_5", "overlap_product_6", "overlap_product_7", "overlap_product_8",
-    "overlap_wide_4", "overlap_wide_5", "overlap_wide_6", "overlap_wide_7", "overlap_wide_8",
+    "index_narrow_16", "index_narrow_8", "index_tables", "index_wide_16", "index_wide_8",
+    "overlap_dequantize", "overlap_product_4", "overlap_product_5", "overlap_product_6",
+    "overlap_product_7", "overlap_product_8", "overlap_wide_4", "overlap_wide_5",
+    "overlap_wide_6", "overlap_wide_7", "overlap_wide_8",
     "plane_expand", "plane_matmul", "plane_wide_4", "plane_wide_6", "plane_wide_8", "table_matmul",
     "table_points", "table_product_2", "table_product_3", "table_product_4", "table_wide_2",
     "table_wide_3", "table_wide_4", "wide_plan",

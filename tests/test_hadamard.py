@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -428,7 +429,7 @@ def test_cuda_many_rows(block, dtype):
 @pytest.mark.parametrize("order", ORDERS)
 def test_cuda_every_order(order):
     for dtype in CUDA_DTYPES:
-        for block in (order, order * 4, order * 8, order * 64):
+        for block in (order, order * 2, order * 4, order * 8, order * 64):
             x = random((5, 3 * block), dtype, order, "cuda")
             assert_close(rotate(x, block, 1), x, block, 1)
 
@@ -485,6 +486,23 @@ def test_cuda_streams_and_graphs(block):
     x.copy_(random((4, block), torch.float16, 2, "cuda"))
     graph.replay()
     assert torch.equal(y, rotate(x, block, 1))
+
+
+@needs_cuda
+def test_cuda_threads_whose_blocks_take_different_amounts_of_shared_memory():
+    inputs = [random((2, block), torch.float16, 1, "cuda") for block in (28 * 512, 28 * 1024)]
+    expected = [rotate(x, x.shape[1], 1) for x in inputs]
+
+    def transform(i):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return all(
+                torch.equal(rotate(inputs[i], inputs[i].shape[1], 1), expected[i])
+                for _ in range(300)
+            )
+
+    torch.cuda.synchronize()
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(transform, [0, 1, 0, 1]))
 
 
 @needs_cuda

@@ -18,6 +18,14 @@ const DeviceLimits& device_limits() {
   return d;
 }
 
+int allow_shared_memory(const void* kernel) {
+  cudaFuncAttributes of_kernel;
+  const cudaError_t error = cudaFuncGetAttributes(&of_kernel, kernel);
+  if (error != cudaSuccess) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              device_limits().shared - int(of_kernel.sharedSizeBytes));
+}
+
 bool products_supported() {
 #ifdef PVQ_SM90A
   return device_limits().major == 9 && device_limits().shared >= 227 * 1024;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/hadamard_factors.h"
+#include "cuda/device_limits.h"
 #include "cuda/hadamard_finish.cuh"
 #include "cuda/hadamard_kernels.h"
 #include "cuda/product_task.h"
@@ -88,8 +89,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // The input is loaded again for each tile of output rows (from L1, mostly), with the signs from a
-// table. kPartial writes the product to global memory as float32 and stops there; it is for
-// 2^k >= 8.
+// table. kPartial writes the product to global memory as float32 and stops there.
 template <class T, bool kPartial>
 __global__ void __launch_bounds__(kThreads)
     factor_kernel(const __grid_constant__ FactorParameters p,
@@ -104,9 +104,17 @@ __global__ void __launch_bounds__(kThreads)
   const auto finish = [&](const float (&sums)[8][4], int tile, int column_tile) {
     if constexpr (kPartial) {
       finish_rows<Stages::kNone>(p, sums, tile, [&](int row, int col, const float* v) {
-        const uint32_t column = first_column + column_tile * kWarpCols + col, width = 1u << p.log2;
-        const uint32_t at = ((column >> p.log2) * p.factor + row) * width + (column & (width - 1));
-        if (column < p.columns) store<4>(static_cast<float*>(p.out) + at, v);
+        const uint32_t first = first_column + column_tile * kWarpCols + col, width = 1u << p.log2;
+        const auto place = [&](uint32_t column) {
+          return static_cast<float*>(p.out) + ((column >> p.log2) * p.factor + row) * width +
+                 (column & (width - 1));
+        };
+        if (width >= 4) {
+          if (first < p.columns) store<4>(place(first), v);
+        } else {  // the four columns are of several blocks
+          for (uint32_t i = 0; i < 4; ++i)
+            if (first + i < p.columns) *place(first + i) = v[i];
+        }
       });
     } else {
       finish_rows<Stages::kAny>(p, sums, tile, [&](int row, int col, const float* v) {
@@ -217,8 +225,7 @@ cudaError_t launch_kernel(void (*kernel)(FactorParameters, FactorSigns<kSignTile
   const FactorParameters p = parameters_of(launch);
   const void* function = reinterpret_cast<const void*>(kernel);
   const int shared_bytes = factor_shared_bytes(launch);
-  cudaError_t error =
-      cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+  auto error = cudaError_t(allow_shared_memory(function));
   if (error == cudaSuccess)  // so that two blocks of 28 * 1024 fit a multiprocessor of 228 KB
     error = cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout,
                                  cudaSharedmemCarveoutMaxShared);

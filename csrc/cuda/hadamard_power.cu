@@ -5,6 +5,7 @@
 // quarter, so five stages stay under the time of the copy). Above, a block of threads holds one
 // block of the transform: registers, the lowest lane bits, one exchange through shared memory,
 // registers again.
+#include "cuda/device_limits.h"
 #include "cuda/hadamard_device.cuh"
 #include "cuda/hadamard_kernels.h"
 
@@ -221,12 +222,9 @@ __global__ void __launch_bounds__(X::kThreads, X::kBlocksPerSm) block_kernel(con
 cudaError_t launch(void (*kernel)(Parameters), uint32_t blocks, int threads, int shared_bytes,
                    cudaStream_t stream, const Parameters& parameters) {
   constexpr int kWithoutAsking = 48 << 10;
-  if (shared_bytes > kWithoutAsking) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
-    if (error != cudaSuccess) return error;
-  }
+  if (shared_bytes > kWithoutAsking)
+    if (const int error = allow_shared_memory(reinterpret_cast<const void*>(kernel)))
+      return cudaError_t(error);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(blocks);
   config.blockDim = dim3(static_cast<unsigned>(threads));

@@ -56,8 +56,9 @@ struct IndexProduct {
 int64_t index_product_workspace(const IndexProduct& task);
 
 // y = rotate(x) W^T, sums in float32 in a fixed order: of one or two tokens, if their columns fit
-// shared memory, with activations of 16 bits (a scale for each 128 columns) and weights as they are;
-// else with float16 activations (one power of two a token and 256 columns) and weights level * y /
+// shared memory, with activations of 16 bits (a scale for each 128 columns) and weights as they
+// are; else with float16 activations (one power of two a token and 256 columns) and weights level *
+// y /
 // ||y|| rounded to float16. Two launches. Returns a cudaError_t.
 int index_product_cuda(const IndexProduct& task, void* stream);
 

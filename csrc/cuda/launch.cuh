@@ -23,12 +23,9 @@ template <class... Parameters, class... Arguments>
 cudaError_t launch_overlapped(void (*kernel)(Parameters...), dim3 grid, int threads,
                               size_t shared_bytes, cudaStream_t stream,
                               const Arguments&... arguments) {
-  if (shared_bytes > 48 * 1024) {
-    // The launch before the first of a device sets the attribute; setting it again costs little.
-    const cudaError_t error = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
+  if (shared_bytes > 48 * 1024)
+    if (const int error = allow_shared_memory(reinterpret_cast<const void*>(kernel)))
+      return cudaError_t(error);
   cudaLaunchAttribute overlap{};
   overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
   overlap.val.programmaticStreamSerializationAllowed = 1;

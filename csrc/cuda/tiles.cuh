@@ -13,6 +13,7 @@
 #include <algorithm>
 
 #include "core/bits.h"
+#include "cuda/device_limits.h"
 
 namespace pvq {
 
@@ -91,8 +92,7 @@ inline cudaError_t persistent_grid(const void* kernel, int threads, size_t share
   if (error == cudaSuccess)
     error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
   if (error == cudaSuccess && shared_bytes > 32 * 1024)  // more than 48 KiB needs leave
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 int(shared_bytes));
+    error = cudaError_t(allow_shared_memory(kernel));
   if (error == cudaSuccess)
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, threads, shared_bytes);
   *grid = int(std::min(tiles, unsigned(processors * std::max(1, resident))));
