@@ -102,7 +102,7 @@ class Tables:
         """Cached for the life of the process."""
         made = _tables(dim, pulses)
         numbers = ("bits", "unit_bits", "cell_bits", "split")
-        arrays = {
+        arrays: dict[str, Any] = {
             name: torch.from_numpy(value).to(device)
             for name, value in made.items()
             if name not in (*numbers, "points")
